@@ -1,0 +1,338 @@
+"""What flows through the house, and what its rooms promise each other. No behaviour lives here.
+
+    file or host --> LentModel --Family.adopt--> BaseModel --------------+
+    folder --> data set --> Batch ---------------------------------------+--> train.loop.fit --> Event, NetworkState
+    RunConfig --> Network (injected into the base) ----------------------+
+                                         Control (orders) comes down, Event goes up
+
+Shape letters: B images in a batch, H and W pixels, h = H/8 and w = W/8 latent cells, n chunks of 77 tokens,
+D width of the text states, P width of the pooled text output, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Union
+
+if TYPE_CHECKING:  # annotations only: reading this page must not cost the host a torch import
+    import torch
+    from torch import Tensor, nn
+
+PredictionType = Literal["epsilon", "v_prediction"]
+Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+
+
+class PlainError(Exception):
+    """Bad input, told in one sentence: what was asked, what was found, what to do. Exit code 2, no traceback."""
+
+
+# --- base models -----------------------------------------------------------------------------------------------------
+
+
+class TensorInfo(NamedTuple):
+    """What a checkpoint's header says of one tensor."""
+
+    dtype: str  # as safetensors spells it: "F16", "BF16", "F32", ...
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a base model tells of itself; nobody is asked for it."""
+
+    family: str  # name of the Family: "sd1", "sd2", "sdxl"
+    prediction: PredictionType
+    zero_terminal_snr: bool
+    reason: str  # how prediction and ztSNR were told, for the user
+
+
+@dataclass(frozen=True)
+class LentModel:
+    """A base model as named tensors and facts, not as modules; from a file (read when asked for) or from the host."""
+
+    tensors: Mapping[str, Tensor]  # keys as in an LDM checkpoint file
+    header: Mapping[str, TensorInfo]
+    facts: ModelFacts
+    name: str  # file stem, for metadata and messages
+    path: Path | None  # the file behind it, if there is one
+    owned: bool  # True: tensors are ours to lay out anew (read from a file); False: the host's, never to be changed
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Encoded captions, as the UNet wants them."""
+
+    context: Tensor  # (B, 77 n, D)
+    pooled: Tensor | None = None  # (B, P), SDXL only
+
+
+class LdmPlace(NamedTuple):
+    """Where one module's weight stands in an LDM checkpoint."""
+
+    key: str  # full key of the weight tensor, e.g. "model.diffusion_model.input_blocks.1.1.proj_in.weight"
+    rows: slice | None = None  # open_clip keeps q, k, v as rows of one tensor
+
+
+class BaseModel(Protocol):
+    """A frozen base model that can be trained upon; its parts are diffusers and transformers modules."""
+
+    facts: ModelFacts
+    name: str
+    parts: dict[str, nn.Module]  # by Part; a part that was released is absent
+    alphas_cumprod: Tensor  # (1000,) float32, already rescaled where zero_terminal_snr is set
+    device: torch.device
+
+    def encode_text(self, captions: Sequence[str], clip_skip: int = 1) -> TextStates:
+        """Captions of any length, in chunks of 75 tokens as the WebUI does; differentiable."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in -1..1 to scaled latents (B, 4, h, w), float32: the mean of the VAE's posterior."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) to (B, 3, H, W) in -1..1."""
+        ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: TextStates, sizes: Tensor) -> Tensor:
+        """The UNet's output (B, 4, h, w) for `timesteps` (B,); `sizes` (B, 6) as in Batch, used by SDXL only."""
+        ...
+
+    def kohya_name(self, part: str, path: str) -> str:
+        """Name of a module in a LoRA file that every host reads: ("unet", "mid_block...to_q") to "lora_unet_..."."""
+        ...
+
+    def ldm_place(self, part: str, path: str) -> LdmPlace:
+        """Where that module's weight stands in the checkpoint file, for merging."""
+        ...
+
+    def fingerprint(self, part: str) -> str:
+        """Hex digest that changes when the part's weights do; keys the caches."""
+        ...
+
+    def release(self, *parts: str) -> None:
+        """Forget parts that the run does not need any more."""
+        ...
+
+
+class FamilyDefaults(NamedTuple):
+    """What a run takes where its configuration is silent."""
+
+    resolution: int  # pixels
+    text_encoder_learning_rate: float  # 0: text encoders stay frozen
+    clip_skip: int
+
+
+class Family(Protocol):
+    """A kind of base model: how it is recognised, built and named."""
+
+    name: str  # "sd1"
+    title: str  # "Stable Diffusion 1.x"
+    defaults: FamilyDefaults
+    text_parts: tuple[str, ...]
+    metadata_version: str  # "sd_v1", "sd_v2", "sdxl_base_v1-0": kohya's ss_base_model_version
+    modelspec_architecture: str
+
+    def recognise(self, header: Mapping[str, TensorInfo]) -> ModelFacts | None:
+        """Facts if the header is this family's, from names and shapes alone; None if it is another's."""
+        ...
+
+    def adopt(
+        self, lent: LentModel, device: torch.device, dtype: torch.dtype, parts: Iterable[str] | None = None
+    ) -> BaseModel:
+        """Build modules on `meta` and assign the lent tensors; nothing is copied where device and dtype agree."""
+        ...
+
+    def module_of(self, kohya_name: str) -> tuple[str, str] | None:
+        """(part, diffusers module path) of a module name found in a LoRA file (kohya, LDM or diffusers spelling)."""
+        ...
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: images of one bucket, ready for the loss."""
+
+    positions: tuple[int, ...]  # place of each sample in the endless stream of samples; keys its randomness
+    latents: Tensor  # (B, 4, h, w) float32
+    captions: tuple[str, ...]
+    text: TextStates | None  # None where the text encoders are trained and the loss encodes
+    sizes: Tensor  # (B, 6) pixels: original height, width, crop top, left, target height, width (SDXL's time_ids)
+    weights: Tensor  # (B,) float32 factor of each sample's loss
+
+
+class Batches(Protocol):
+    """The endless stream of micro-batches; a function of the seed and the index alone, so a resumed run sees the same."""
+
+    def __call__(self, index: int) -> Batch: ...
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+# "<part>.<module path>.lora_down.weight" (r, in[, kh, kw]), "....lora_up.weight" (out, r[, 1, 1]), "....alpha" ()
+NetworkState = dict[str, "Tensor"]
+
+
+class ParameterGroup(NamedTuple):
+    part: str
+    parameters: list[nn.Parameter]
+
+
+class Network(Protocol):
+    """Trainable layers put on a base model, to be taken off again without a trace."""
+
+    kind: str
+    rank: int
+    alpha: float
+
+    def groups(self) -> list[ParameterGroup]:
+        """Trainable float32 parameters by part, in a fixed order."""
+        ...
+
+    def state(self) -> NetworkState:
+        """A copy of the weights on the CPU, float32."""
+        ...
+
+    def load_state(self, state: NetworkState) -> None:
+        """Put weights of the same shapes back, bit for bit; every module must be named."""
+        ...
+
+    def scaled(self, weight: float) -> AbstractContextManager[None]:
+        """Within it the network acts at `weight`: 0 is the base model, 1 what is trained."""
+        ...
+
+    def eject(self) -> None:
+        """Take every layer off; modules, flags and weights are as they were before."""
+        ...
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class Loss(Protocol):
+    def __call__(self, batch: Batch) -> Tensor:
+        """Mean loss of the micro-batch, a scalar with a graph to the network's parameters."""
+        ...
+
+
+class Orders(NamedTuple):
+    """What the person at the controls wants, as taken by the loop between two steps."""
+
+    stop: bool = False
+    save: bool = False
+    sample: bool = False
+
+
+class Control(Protocol):
+    def take(self) -> Orders:
+        """Orders given since the last call; `save` and `sample` are handed out once, `stop` stays."""
+        ...
+
+    def wait_while_paused(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Told:
+    """A sentence for the user."""
+
+    text: str
+    level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How far the work before the first step has come."""
+
+    what: str  # "latents", "captions"
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Started:
+    step: int  # steps already behind, when resumed
+    steps: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    step: int  # 1-based: steps done
+    steps: int
+    loss: float
+    rates: Mapping[str, float]  # learning rate by part
+    gradient_norm: float
+    seconds: float  # this step alone
+    memory: int  # bytes of the device in use (peak), or of the process on CPU
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step whose loss or gradient was not finite; nothing was changed by it."""
+
+    step: int
+    steps: int
+    in_a_row: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    step: int
+    path: Path
+    final: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    step: int
+    paths: tuple[Path, ...]
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    outcome: Literal["done", "stopped", "failed"]
+    step: int
+    path: Path | None  # the LoRA to use, if one was written
+    text: str
+
+
+Event = Union[Told, Prepared, Started, Stepped, Skipped, Saved, Sampled, Finished]
+
+
+# --- the host --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HostPaths:
+    """Where the host keeps things; stand-alone these come from the configuration."""
+
+    loras: Path | None
+    checkpoints: tuple[Path, ...] = field(default=())
+
+
+class Host(Protocol):
+    """Who lends the model and shows the result: a WebUI, or nobody (stand-alone)."""
+
+    name: str
+
+    def lend(self, base: str) -> LentModel:
+        """The model to train on: the host's loaded one, or the file `base` names. Raises PlainError."""
+        ...
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """The right to use the device, held for one step at a time."""
+        ...
+
+    def announce(self, path: Path) -> None:
+        """A LoRA was written: make it usable now."""
+        ...
+
+    def paths(self) -> HostPaths: ...
+
+
+EventStream = Iterator[Event]
