@@ -276,7 +276,8 @@ class Skipped:
 
     step: int
     steps: int
-    in_a_row: int
+    loss: float
+    in_a_row: int  # of those that count: an overflow that the loss scale can cure does not
 
 
 @dataclass(frozen=True)
