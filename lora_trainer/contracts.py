@@ -321,8 +321,12 @@ class Host(Protocol):
 
     name: str
 
-    def lend(self, base: str) -> LentModel:
-        """The model to train on: the host's loaded one, or the file `base` names. Raises PlainError."""
+    def base_file(self, base: str) -> Path | None:
+        """The file or folder that `base` names; None where the host lends the model it has loaded instead."""
+        ...
+
+    def device(self) -> torch.device:
+        """Where to train."""
         ...
 
     def exclusive(self) -> AbstractContextManager[None]:

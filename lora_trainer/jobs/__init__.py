@@ -1,0 +1,1 @@
+"""Where all rooms meet: a run, and the verbs on files (export, merge, inspect). Only wiring."""

@@ -1,0 +1,79 @@
+"""Names and places of what a run writes, and which of it is there already.
+
+    <folder>/<name>.safetensors                 the LoRA
+    <folder>/<name>-<step, six digits>.safetensors   checkpoints, each a LoRA that can be used
+    <folder>/<name>-<step, six digits>.state    what a resumed run needs (safetensors inside; another ending, so that
+                                                a host does not list it as a LoRA)
+    <folder>/<name>.yaml                        the configuration as it was run
+    <folder>/samples/, <folder>/logs/           pictures, log and TensorBoard events
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+STATE_ENDING = ".state"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where one run writes."""
+
+    folder: Path
+    name: str
+
+    @property
+    def lora(self) -> Path:
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "logs" / f"{self.name}.log"
+
+    @property
+    def board(self) -> Path:
+        return self.folder / "logs" / self.name
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / f"{self.name}-{step:06d}.safetensors"
+
+    def state(self, step: int) -> Path:
+        return self.folder / f"{self.name}-{step:06d}{STATE_ENDING}"
+
+    def sample(self, step: int, index: int) -> Path:
+        return self.folder / "samples" / f"{self.name}-{step:06d}-{index + 1:02d}.png"
+
+    def steps_saved(self, ending: str) -> list[int]:
+        """Steps of the checkpoints (".safetensors") or states (".state") of this run that are there, ascending."""
+        pattern = re.compile(re.escape(self.name) + r"-(\d{6,})" + re.escape(ending))
+        if not self.folder.is_dir():
+            return []
+        found = (pattern.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def hold_a_run(self) -> bool:
+        """Whether anything that a run of this name would replace is there already."""
+        return self.lora.exists() or bool(self.steps_saved(".safetensors") or self.steps_saved(STATE_ENDING))
+
+
+def run_files(directory: str, name: str | None) -> RunFiles:
+    """The files of a run whose LoRA is called `name`, or after the last part of its folder."""
+    folder = Path(directory).expanduser()
+    return RunFiles(folder, name or folder.resolve().name)
+
+
+def untouched(directory: str, name: str | None) -> RunFiles:
+    """Like `run_files`, but with "-2", "-3", ... where a run is already: on the folder (and so on the name made from
+    it), or on the name alone where that was given, since a folder such as models/Lora is shared by many runs."""
+    files = run_files(directory, name)
+    number = 1
+    while files.hold_a_run():
+        number += 1
+        files = run_files(directory, f"{name}-{number}") if name else run_files(f"{directory.rstrip('/')}-{number}", None)
+    return files
