@@ -1,0 +1,1 @@
+"""Trainable networks put on a frozen base model, and the files they are kept in."""

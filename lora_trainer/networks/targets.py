@@ -1,0 +1,96 @@
+"""Which modules of a part get an adapter, told from names and types alone.
+
+The three levels hold what users of kohya's scripts and LyCORIS expect of their names:
+
+* `attention`: q, k, v and out of every self and cross attention. All four, because A1111 lets an open_clip attention
+  (SD2, SDXL's second encoder) take effect only when the file holds all four.
+* `linear`: besides these the feed-forward layers and the projections into and out of each transformer. That is
+  kohya's default LoRA. SD1 has those projections as 1x1 convolutions, which are linear layers in all but name.
+* `all`: besides these the residual blocks with their time projection, and the down- and upsampling convolutions.
+  That is kohya's LoCon (`conv_dim`). `conv_in`, `conv_out` and the embeddings of time and size stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+from lora_trainer.contracts import PlainError
+
+Layer = Literal["linear", "conv"]
+
+
+class _Group(NamedTuple):
+    name: str  # as the user is told
+    level: int  # position of the first of LEVELS that holds it
+    pattern: re.Pattern[str]  # of the whole module path
+
+
+LEVELS = ("attention", "linear", "all")
+
+
+def _group(name: str, level: str, pattern: str) -> _Group:
+    return _Group(name, LEVELS.index(level), re.compile(pattern))
+
+
+# diffusers' and transformers' names; a path may start with the blocks that hold it, hence (?:.*\.)?
+_LAYOUTS: Mapping[str, tuple[_Group, ...]] = {
+    "denoiser": (
+        _group("attention", "attention", r"(?:.*\.)?attn\d+\.to_(?:q|k|v|out\.0)"),
+        _group("feed-forward", "linear", r"(?:.*\.)?transformer_blocks\.\d+\.ff\.net\.(?:0\.proj|2)"),
+        _group("transformer projections", "linear", r"(?:.*\.)?attentions\.\d+\.proj_(?:in|out)"),
+        _group("residual blocks", "all", r"(?:.*\.)?resnets\.\d+\.(?:conv1|conv2|conv_shortcut|time_emb_proj)"),
+        _group("down- and upsampling", "all", r"(?:.*\.)?(?:down|up)samplers\.\d+\.conv"),
+    ),
+    "text": (
+        _group("attention", "attention", r"(?:.*\.)?self_attn\.(?:q|k|v|out)_proj"),
+        _group("feed-forward", "linear", r"(?:.*\.)?mlp\.fc[12]"),
+    ),
+}
+
+
+class Targets(NamedTuple):
+    """What was found to adapt in one part."""
+
+    paths: tuple[str, ...]  # module paths, sorted: releases of transformers list q, k, v in different orders
+    unmatched: tuple[str, ...]  # names of groups that were asked for and are not in the part
+
+
+def layer_kind(module: nn.Module) -> Layer | None:
+    """What a module computes, by what it holds; a host's own Linear need not be a subclass of torch's."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Conv2d):
+        return "conv"
+    if type(module).__name__ == "Linear" and hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return "linear"
+    return None
+
+
+def choose(part: nn.Module, targets: str) -> Targets:
+    """Modules of `part` that the level `targets` adapts; raises PlainError if there are none or no such level."""
+    if targets not in LEVELS:
+        raise PlainError(f"The targets '{targets}' are unknown; there are {', '.join(LEVELS)}.")
+    candidates = [path for path, module in part.named_modules() if layer_kind(module) is not None]
+    groups = max(_LAYOUTS.values(), key=lambda layout: sum(_matches(layout[0], path) for path in candidates))
+    asked = [group for group in groups if group.level <= LEVELS.index(targets)]
+    paths = tuple(sorted(path for path in candidates if any(_matches(group, path) for group in asked)))
+    if not paths:
+        raise PlainError(
+            f"The targets '{targets}' match no layer of {type(part).__name__}; it holds none of "
+            f"{', '.join(group.name for group in asked)}, so choose other targets or leave the part untrained."
+        )
+    unmatched = tuple(group.name for group in asked if not any(_matches(group, path) for path in paths))
+    return Targets(paths, unmatched)
+
+
+def canonical(path: str) -> str:
+    """Module path without transformers' `text_model.` level, which its releases and its classes do not agree on."""
+    return path.removeprefix("text_model.")
+
+
+def _matches(group: _Group, path: str) -> bool:
+    return group.pattern.fullmatch(path) is not None
