@@ -7,6 +7,7 @@ data, and told with its reason" (`jobs/plan.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,9 @@ class Option(NamedTuple):
     low: float | None = None  # inclusive
     high: float | None = None  # inclusive
     advanced: bool = False  # folded away in the form
-    alias: str = ""  # the flat name that lora-scripts files use
+    alias: str = ""  # the flat name that lora-scripts files use; it loads like the dotted one
+    elsewhere: tuple[str, ...] = ()  # names in other trainers' files; refused, with this option as the way out
+    synonyms: Mapping[str, str] | None = None  # other words for a choice, as found in published files
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -32,8 +35,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     base: str = option(
-        "demo", "Checkpoint to train on: a .safetensors, .ckpt or diffusers folder, or 'demo' for the embedded one.",
-        alias="base_model",
+        "demo", "Checkpoint to train on: a .safetensors or .ckpt file, a diffusers folder, or 'demo' (the built-in).",
+        alias="base_model", elsewhere=("pretrained_model_name_or_path",),
     )
     prediction: Literal["auto", "epsilon", "v_prediction"] = option(
         "auto", "What the UNet predicts; leave it to 'auto' unless the file cannot tell and you know better.",
@@ -51,7 +54,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     folder: str = option(
-        "", "Folder with the training images; sub-folders count too.", alias="train_data_dir"
+        "", "Folder with the training images; sub-folders count too.", alias="train_data_dir",
+        elsewhere=("image_dir", "instance_data_dir"),
     )
     metadata: str | None = option(
         None, "CSV file with the columns filename,prompt; without it captions come from files beside the images.",
@@ -63,7 +67,7 @@ class DataConfig:
     )
     batch_size: int = option(
         2, "Images trained on at once; more is steadier and needs more memory.", unit="images", low=1, high=256,
-        alias="batch_size",
+        alias="batch_size", elsewhere=("train_batch_size",),
     )
     repeats: int = option(1, "How often each image is seen in an epoch.", unit="times", low=1, high=1000)
     buckets: bool = option(
@@ -93,11 +97,12 @@ class DataConfig:
 class NetworkConfig:
     kind: Literal["lora"] = option("lora", "Which low-rank form to train.")
     rank: int = option(
-        16, "Inner width r of the update; the file grows with it.", low=1, high=1024, alias="lora_rank"
+        16, "Inner width r of the update; the file grows with it.", low=1, high=1024, alias="lora_rank",
+        elsewhere=("network_dim",),
     )
     alpha: float | None = option(
         None, "The update is scaled by alpha / rank; empty takes half of the rank.", low=0.001, high=4096,
-        alias="lora_alpha",
+        alias="lora_alpha", elsewhere=("network_alpha",),
     )
     targets: Literal["attention", "linear", "all"] = option(
         "attention", "Layers to adapt: attention only, every linear layer, or convolutions too.", alias="lora_target"
@@ -108,7 +113,7 @@ class NetworkConfig:
     )
     start_from: str | None = option(
         None, "LoRA file to go on from (kohya or diffusers names); another rank is fitted to this one.",
-        alias="lora_path",
+        alias="lora_path", elsewhere=("network_weights",),
     )
 
 
@@ -116,13 +121,14 @@ class NetworkConfig:
 class TrainConfig:
     epochs: int | None = option(
         None, "How often the whole data set is seen; empty chooses by the number of images.", low=1, high=100000,
-        alias="epochs",
+        alias="epochs", elsewhere=("max_train_epochs", "num_train_epochs"),
     )
     steps: int | None = option(
         None, "Optimizer steps, instead of epochs.", unit="steps", low=1, high=10_000_000, alias="max_train_steps"
     )
     learning_rate: float = option(
-        1e-4, "Peak learning rate of the UNet's LoRA.", low=0.0, high=10.0, alias="learning_rate"
+        1e-4, "Peak learning rate of the UNet's LoRA.", low=0.0, high=10.0, alias="learning_rate",
+        elsewhere=("unet_lr",),
     )
     text_encoder_learning_rate: float | None = option(
         None, "Peak learning rate of the text encoders' LoRA; 0 leaves them alone; empty takes the family's.",
@@ -200,7 +206,8 @@ class RunConfig:
     """A whole run. `task` decides which families may be trained upon."""
 
     task: Literal["stable-diffusion", "text-generation"] = option(
-        "stable-diffusion", "What is trained: an image model, or a language model.", alias="task_type"
+        "stable-diffusion", "What is trained: an image model, or a language model.", alias="task_type",
+        synonyms={"text-to-image": "stable-diffusion", "image-generation": "stable-diffusion"},
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
