@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from lora_trainer.contracts import (
     Skipped,
     Started,
     Stepped,
+    Told,
 )  # fmt: skip
 from lora_trainer.train.memory import peak_memory
 from lora_trainer.train.optimizers import Updater
@@ -54,7 +54,7 @@ class Work:
     control: Control
     processes: Processes
     exclusive: Callable[[], AbstractContextManager[None]]  # the right to use the device, one step at a time
-    save: Callable[[TrainingState], Path | None]  # writes a checkpoint; None in processes that do not write
+    save: Callable[[TrainingState], Saved | Told | None]  # writes a checkpoint; None in processes that do not write
     sample: Callable[[int], Sampled | None]  # draws with the weights of the moment
 
 
@@ -92,10 +92,12 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             yield result
         last = done == pace.steps
         if not skipped and not last and (orders.save or _due(done, pace.save_every)):
-            good = capture(done, work.network, work.updater)
-            path = work.save(good)
-            if path:
-                yield Saved(done, path, final=False)
+            state = capture(done, work.network, work.updater)
+            said = work.save(state)
+            if said:
+                yield said
+            if not isinstance(said, Told):
+                good = state
         if orders.sample or last or _due(done, pace.sample_every):
             with work.exclusive():
                 drawn = work.sample(done)

@@ -1,0 +1,197 @@
+"""A run from the first image to the written LoRA: the composition root, where all rooms meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_trainer.config.options import RunConfig
+from lora_trainer.contracts import BaseModel, Event, Finished, Host, Network, Sampled, Told
+from lora_trainer.jobs.checkpoints import SavedRun, newest_state
+from lora_trainer.jobs.files import run_files
+from lora_trainer.jobs.plan import Plan, plan_run
+from lora_trainer.jobs.recipe import resumable_facts, what_changed, write_recipe
+from lora_trainer.jobs.record import recorded
+from lora_trainer.jobs.samples import SampleMaker
+from lora_trainer.jobs.start import starting_weights
+from lora_trainer.jobs.writer import Writer
+from lora_trainer.networks.lora import inject
+from lora_trainer.train.control import Controls
+from lora_trainer.train.diffusion_loss import DiffusionLoss
+from lora_trainer.train.loop import Pace, Work, fit
+from lora_trainer.train.optimizers import RatePlan, Updater
+from lora_trainer.train.processes import AcceleratedProcesses, OneProcess, Processes
+from lora_trainer.train.state import restore
+from lora_trainer.weights.write import remove_leftovers
+
+__all__ = ["Controls", "run"]
+
+
+def run(config: RunConfig, *, host: Host, control: Controls, resume: bool = False) -> Iterator[Event]:
+    """Train, and yield what happens; the last event is `Finished`. Raises PlainError for bad input.
+
+    Whatever was borrowed (the host's weights, its device, the layers put on) is given back when the iterator ends,
+    is closed or fails.
+    """
+    processes = _processes(host)
+    saved, told = newest_state(run_files(config.output.directory, config.output.name)) if resume else (None, [])
+    if saved and config.train.seed is None:
+        config = replace(config, train=replace(config.train, seed=saved.facts["seed"]))
+    plan = plan_run(config, host, resume=resume, processes=processes.count)
+    job = _Job(plan, host, control, processes, saved)
+    events = job.events([*told, *_about_resuming(resume, saved, plan), *plan.notes])
+    if processes.rank > 0:
+        yield from events
+    else:
+        yield from recorded(plan, events)
+
+
+def _processes(host: Host) -> Processes:
+    """Several processes only where `accelerate launch` started them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return AcceleratedProcesses()
+    return OneProcess(host.device())
+
+
+def _about_resuming(resume: bool, saved: SavedRun | None, plan: Plan) -> list[str]:
+    if not resume:
+        return []
+    if saved is None:
+        return [f"Nothing to resume in {plan.files.folder}: starting at the beginning."]
+    changes = what_changed(saved.facts, resumable_facts(plan))
+    return [f"Going on from step {saved.state.step} of {plan.steps}.", *changes]
+
+
+@dataclass
+class _Job:
+    plan: Plan
+    host: Host
+    control: Controls
+    processes: Processes
+    saved: SavedRun | None
+
+    def events(self, notes: Iterable[str]) -> Iterator[Event]:
+        for note in notes:
+            yield Told(note, "warning")
+        plan = self.plan
+        if self._writes:
+            plan.files.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(plan.files.folder)
+            write_recipe(plan)
+        with ExitStack() as borrowed:
+            encoders = yield from self._prepare()
+            if encoders is None:
+                yield Finished("stopped", 0, None, "Stopped before the first step; nothing was trained.")
+                return
+            base = plan.family.adopt(plan.lent, plan.device, plan.dtype, ["unet"])
+            base.parts.update(encoders)
+            network = inject(
+                base.parts, replace(plan.config.network, alpha=plan.alpha), train_parts=list(plan.rates), seed=plan.seed
+            )
+            borrowed.callback(network.eject)
+            if plan.config.network.start_from and not self.saved:
+                yield from starting_weights(plan, base, network)
+            yield from self._train(base, network)
+
+    @property
+    def _writes(self) -> bool:
+        return self.processes.rank == 0
+
+    def _prepare(self) -> Generator[Event, None, dict[str, nn.Module] | None]:
+        """Fill the caches; returns the parts that stay in memory for the training, or None when stopped."""
+        plan = self.plan
+        parts = ["vae", *plan.family.text_parts]
+        base = plan.family.adopt(plan.lent, plan.device, plan.dtype, parts)
+        frozen_text = not any(part in plan.rates for part in plan.family.text_parts)
+        encode_text = (lambda captions: base.encode_text(captions, plan.clip_skip)) if frozen_text else None
+        work = plan.data.prepare(
+            base.encode_images, encode_text,
+            fingerprint=base.fingerprint("vae"), folder=_cache_folder(plan),
+        )  # fmt: skip
+        for event in _one_at_a_time(self.host.exclusive, work):
+            yield event
+            if self.control.take().stop:
+                return None
+        draws = bool(plan.config.samples.prompts)
+        keeps_text = not frozen_text or draws or plan.data.encodes_while_training
+        keeps_vae = draws or plan.config.data.cache == "none"
+        if not keeps_text:
+            base.release(*plan.family.text_parts)
+        if not keeps_vae:
+            base.release("vae")
+        return dict(base.parts)
+
+    def _train(self, base: BaseModel, network: Network) -> Iterator[Event]:
+        plan, config = self.plan, self.plan.config.train
+        if config.gradient_checkpointing:
+            _checkpoint_activations(base, plan.rates)
+        rates = RatePlan(plan.rates, config.schedule, plan.steps, round(config.warmup * plan.steps))
+        updater = Updater(
+            network.groups(), rates, weight_decay=config.weight_decay,
+            scale_loss=plan.dtype == torch.float16,
+        )  # fmt: skip
+        if self.saved:
+            restore(self.saved.state, network, updater)
+        start = self.saved.state.step if self.saved else 0
+        maker = SampleMaker(plan, base)
+        writer = Writer(plan, base, self.host) if self._writes else None
+        work = Work(
+            batches=plan.data, loss=_loss(plan, base), network=network, updater=updater, control=self.control,
+            processes=self.processes, exclusive=self.host.exclusive,
+            save=writer.checkpoint if writer else lambda state: None,
+            sample=maker.draw if writer else lambda step: None,
+        )  # fmt: skip
+        pace = Pace(
+            plan.steps, config.gradient_accumulation_steps, config.max_gradient_norm, plan.save_every,
+            plan.sample_every if maker.wanted else 0,
+        )  # fmt: skip
+        if start == 0 and writer and maker.wanted:
+            with self.host.exclusive():
+                yield from _drawn(maker.draw(0))
+        outcome = yield from fit(pace, work, start)
+        if writer:
+            yield from writer.finish(outcome)
+        else:
+            yield Finished(outcome.kind, outcome.state.step, None, "")
+
+
+def _drawn(sampled: Sampled | None) -> Iterator[Event]:
+    if sampled:
+        yield sampled
+
+
+def _loss(plan: Plan, base: BaseModel) -> DiffusionLoss:
+    return DiffusionLoss(
+        base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
+        plan.config.network.dropout,
+    )  # fmt: skip
+
+
+def _cache_folder(plan: Plan) -> Any:
+    raise NotImplementedError
+
+
+def _one_at_a_time(exclusive: Callable[[], AbstractContextManager[None]], events: Iterator[Event]) -> Iterator[Event]:
+    """The same events, each made while the device is held, which is let go in between."""
+    while True:
+        with exclusive():
+            event = next(events, None)
+        if event is None:
+            return
+        yield event
+
+
+def _checkpoint_activations(base: BaseModel, parts: Iterable[str]) -> None:
+    """Recompute activations in the backward pass. diffusers and transformers do so in training mode only; the mode
+    changes nothing else, since none of the parts has dropout or batch statistics."""
+    for part in parts:
+        module: Any = base.parts[part]
+        enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
+        enable()
+        module.train()
