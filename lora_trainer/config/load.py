@@ -23,6 +23,7 @@ from lora_trainer.contracts import PlainError
 # MIGRATIONS[i] turns the raw mapping of version i + 1 into that of version i + 2.
 MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
 
+RIVALS = {"train.steps": "train.epochs", "train.epochs": "train.steps"}  # two measures of one thing
 LARGEST_FILE = 1 << 20  # bytes; a configuration has some hundreds, so a larger file is something else
 
 T = TypeVar("T")
@@ -44,10 +45,20 @@ class ConfigError(PlainError):
         super().__init__("\n".join([head, *(f"  {fault.path} {fault.text}" for fault in faults)]))
 
 
-def load(raw: Mapping[str, Any]) -> RunConfig:
-    """The run that a mapping describes. Raises ConfigError with all its faults; changes no value."""
-    entries = list(_flat(_migrated(dict(raw))))
+def load(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> RunConfig:
+    """The run that a mapping describes. Raises ConfigError with all its faults; changes no value.
+
+    Settings in `over` (dotted paths, as flags give them) stand in the place of those in `raw`, however these are
+    spelled there; a length in steps also replaces one in epochs, and the other way round.
+    """
+    over = over or {}
     by_name = {name: leaf for leaf in leaves() for name in (leaf.path, leaf.option.alias) if name}
+    replaced = over.keys() | {RIVALS[path] for path in over.keys() & RIVALS.keys() if over[path] not in (None, "")}
+    entries = [
+        (name, found) for name, found in _flat(_migrated(dict(raw)))
+        if name not in by_name or by_name[name].path not in replaced
+    ]  # fmt: skip
+    entries += over.items()
     faults: list[Fault] = []
     given: dict[str, tuple[str, Any]] = {}  # path: (name it came under, value)
     for name, found in entries:

@@ -58,14 +58,15 @@ def flags_of(typed: argparse.Namespace) -> dict[str, Any]:
 
 def _metavar(leaf: Leaf) -> str:
     if leaf.choices:
-        return "{" + ",".join(leaf.choices) + "}"
-    return {bool: "{true,false}", int: "N", float: "X", str: "TEXT"}[leaf.type]
+        return "WORD"
+    return {bool: "true|false", int: "N", float: "X", str: "TEXT"}[leaf.type]
 
 
 def _help(leaf: Leaf) -> str:
     unit = f" [{leaf.option.unit}]" if leaf.option.unit else ""
     default = "" if leaf.default is None or leaf.default in ("", ()) else f" (default: {_word(leaf.default)})"
-    return f"{leaf.option.help}{unit}{default}"
+    choices = f" One of: {', '.join(leaf.choices)}." if leaf.choices else ""
+    return f"{leaf.option.help}{choices}{unit}{default}"
 
 
 def _word(value: Any) -> str:
@@ -112,7 +113,8 @@ def options_table() -> str:
     for section, title in _TITLES.items():
         rows = [_row(leaf) for leaf in leaves() if leaf.section == section]
         heading = f"## {title.capitalize()}" + (f" (`{section}`)" if section else "")
-        parts += [heading, "", "| setting | also | values | default | what it does |", "|---|---|---|---|---|", *rows, ""]
+        head = ["| setting | also | values | default | what it does |", "|---|---|---|---|---|"]
+        parts += [heading, "", *head, *rows, ""]
     return "\n".join(parts)
 
 

@@ -1,0 +1,203 @@
+"""The command line: `python -m lora_trainer train | export | merge | inspect`.
+
+Other people's scripts depend on the words and the exit codes below, so they change slowest of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NamedTuple, Protocol
+
+from lora_trainer import __version__
+from lora_trainer.config.load import load, load_yaml
+from lora_trainer.config.surfaces import add_flags, flags_of
+from lora_trainer.contracts import PlainError
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+STOPPED_BY_HAND = 130  # 128 + SIGINT, as shells count
+
+_EXAMPLE = """\
+example:
+  python -m lora_trainer train --config my_lora.yaml --dry-run
+  python -m lora_trainer train --config my_lora.yaml --network.rank 8
+
+exit codes: 0 done, 2 bad input, 130 stopped by hand, 1 anything else"""
+
+
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+class WeightedLora(NamedTuple):
+    """A LoRA file and how strongly it is taken."""
+
+    path: Path
+    weight: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what the arguments say and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a Windows console that lacks a letter shows "?" instead of failing
+    given = _parser().parse_args(argv)
+    if not given.debug:
+        sys.excepthook = _in_one_line
+    try:
+        return given.do(given)
+    except PlainError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nStopped at once. What was saved before is whole; train --resume goes on from it.", file=sys.stderr)
+        return STOPPED_BY_HAND
+
+
+def weighted_lora(text: str) -> WeightedLora:
+    """Read FILE or FILE:WEIGHT; the colon of a Windows drive belongs to the file."""
+    path, colon, weight = text.rpartition(":")
+    names_a_file = Path(path).suffix.lower() in (".safetensors", ".pt", ".ckpt", ".bin")
+    try:
+        value = float(weight) if colon else 1.0
+    except ValueError:
+        if names_a_file:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} has {weight!r} where a weight is wanted; write for example {path}:0.8"
+            ) from None
+        return WeightedLora(Path(text), 1.0)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} has the weight {weight}; write for example {path}:0.8")
+    return WeightedLora(Path(path if colon else text), value)
+
+
+# --- the grammar -----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m lora_trainer",
+        description="Train LoRA for Stable Diffusion 1, 2 and XL, and look after LoRA files.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"lora_trainer {__version__}")
+    verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(verbs)
+    _add_export(verbs)
+    _add_merge(verbs)
+    _add_inspect(verbs)
+    return top
+
+
+def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, says: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.", allow_abbrev=False)
+    verb.add_argument("--debug", action="store_true", help="show the whole trace of an unexpected error")
+    return verb
+
+
+def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = _verb(verbs, "train", "train a LoRA as a YAML file, flags or both say")
+    verb.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings; flags win over it")
+    verb.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    verb.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in output_dir")
+    verb.usage = "%(prog)s [--config FILE] [--dry-run] [--resume] [--SETTING VALUE ...]"
+    verb.epilog = 'A switch takes a word (--data.flip true), a list several, and "" empties what the file sets.'
+    add_flags(verb)
+    verb.set_defaults(do=_train)
+
+
+def _add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = _verb(verbs, "export", "write a LoRA file in another naming or precision")
+    verb.add_argument("--input", type=Path, required=True, metavar="FILE", help="LoRA file to read")
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
+    verb.add_argument("--format", choices=("kohya", "peft"), required=True,
+                      help="names of the tensors: kohya for the WebUIs, peft for diffusers")  # fmt: skip
+    verb.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="number format (default: as it is)")
+    verb.set_defaults(do=_export)
+
+
+def _add_merge(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = _verb(verbs, "merge", "write a checkpoint with one or more LoRA files worked into it")
+    verb.add_argument("--base", type=Path, required=True, metavar="FILE", help="checkpoint to start from; not changed")
+    verb.add_argument("--lora", type=weighted_lora, required=True, action="append", metavar="FILE[:WEIGHT]",
+                      help="LoRA file and its weight (default: 1); may be given several times")  # fmt: skip
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+    verb.set_defaults(do=_merge)
+
+
+def _add_inspect(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = _verb(verbs, "inspect", "tell what a LoRA file holds: kind, rank, family, recipe, norms")
+    verb.add_argument("file", type=Path, metavar="FILE", help="LoRA file to read")
+    verb.set_defaults(do=_inspect)
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def _train(given: argparse.Namespace) -> int:
+    config = load(load_yaml(given.config) if given.config else {}, flags_of(given))
+
+    from lora_trainer.hosts.standalone import Standalone
+    from lora_trainer.interfaces.progress import exit_code, follow
+    from lora_trainer.jobs.plan import plan_run
+    from lora_trainer.jobs.run import Controls, run
+
+    if given.dry_run:
+        print(plan_run(config, Standalone(), resume=given.resume).text())
+        return DONE
+    control = Controls()
+    with _stopped_by_hand(control):
+        return exit_code(follow(run(config, host=Standalone(), control=control, resume=given.resume), sys.stderr))
+
+
+def _export(given: argparse.Namespace) -> int:
+    from lora_trainer.jobs.export import export
+
+    print(export(given.input, given.output, given.format, given.precision))
+    return DONE
+
+
+def _merge(given: argparse.Namespace) -> int:
+    from lora_trainer.jobs.merge import merge
+
+    print(merge(given.base, given.lora, given.output))
+    return DONE
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from lora_trainer.jobs.inspect import inspect
+
+    print(inspect(given.file))
+    return DONE
+
+
+@contextmanager
+def _stopped_by_hand(control: _Stoppable) -> Iterator[None]:
+    """The first Ctrl-C asks for an orderly end, the second one ends at once."""
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        control.stop()
+        # Not print: the signal may have come in the middle of one, and streams cannot be entered twice.
+        os.write(2, b"\nFinishing the step and saving; press Ctrl-C again to stop at once.\n")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What is shown of an error that nobody foresaw."""
+    print(f"Error: {kind.__name__}: {error} (unexpected; --debug shows where it came from)", file=sys.stderr)
