@@ -40,6 +40,7 @@ NASTY = [
     "supercalifragilisticexpialidocious " * 40,
     "x\x00y\x07z \ud83d lone",
     "<html><body>&nbsp;text</body></html>",
+    "a <b> &amp;lt; c &amp;amp;quot; d",
 ]  # fmt: skip
 
 
@@ -122,6 +123,13 @@ def test_short_captions_make_one_padded_chunk(pad: int):
     assert chunk([5, 6], pad) == [[BOS, 5, 6, EOS] + [pad] * 73]
     full = list(range(1000, 1075))
     assert chunk(full, pad) == [[BOS, *full, EOS]]
+
+
+def test_padding_is_the_layouts():
+    """id_pad in the WebUI: the end token for CLIP-L, 0 for open_clip."""
+    ids = Tokenizer("clip").ids("cat")
+    assert Tokenizer("clip").chunks("cat") == [[BOS, *ids, EOS] + [EOS] * 74]
+    assert Tokenizer("open_clip").chunks("cat") == [[BOS, *ids, EOS] + [0] * 74]
 
 
 def test_without_a_near_comma_chunks_are_full():
