@@ -72,8 +72,8 @@ def untouched(directory: str, name: str | None) -> RunFiles:
     """Like `run_files`, but with "-2", "-3", ... where a run is already: on the folder (and so on the name made from
     it), or on the name alone where that was given, since a folder such as models/Lora is shared by many runs."""
     files = run_files(directory, name)
-    number = 1
+    folder, number = files.folder.resolve(), 1
     while files.hold_a_run():
         number += 1
-        files = run_files(directory, f"{name}-{number}") if name else run_files(f"{directory.rstrip('/')}-{number}", None)
+        files = run_files(directory, f"{name}-{number}") if name else run_files(f"{folder}-{number}", None)
     return files

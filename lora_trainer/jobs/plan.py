@@ -166,7 +166,7 @@ def _files(config: RunConfig, resume: bool) -> tuple[RunFiles, Choice]:
     files = wanted if resume else untouched(directory, name)
     reason = ""
     if files != wanted:
-        reason = f"{wanted.lora.name} or its checkpoints are there already and are left alone; --resume goes on from them"
+        reason = f"{wanted.name} is there already and is left alone; --resume goes on from it"
     return files, Choice("result", str(files.lora), reason)
 
 

@@ -56,8 +56,8 @@ def in_words(event: Event) -> str:
         case Stepped():
             rates = ", ".join(f"{part} {rate:.3g}" for part, rate in event.rates.items())
             return (
-                f"step {event.step}/{event.steps} loss {event.loss:.5f} rate {rates} gradient {event.gradient_norm:.4g} "
-                f"{event.seconds:.3f} s, {event.memory / 2**20:.0f} MiB"
+                f"step {event.step}/{event.steps} loss {event.loss:.5f} rate {rates} "
+                f"gradient {event.gradient_norm:.4g} {event.seconds:.3f} s, {event.memory / 2**20:.0f} MiB"
             )
         case Skipped():
             return f"step {event.step}/{event.steps} skipped: loss {event.loss} or its gradient is not a finite number"

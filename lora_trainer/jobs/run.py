@@ -158,7 +158,8 @@ class _Job:
         if writer:
             yield from writer.finish(outcome)
         else:
-            yield Finished(outcome.kind, outcome.state.step, None, "")
+            ended = {"done": "done", "stopped": "stopped"}.get(outcome.kind, "failed")
+            yield Finished(ended, outcome.state.step, None, "")
 
 
 def _drawn(sampled: Sampled | None) -> Iterator[Event]:

@@ -35,30 +35,40 @@ class Writer:
     def finish(self, outcome: Outcome) -> Iterator[Event]:
         """Keep the outcome and end with `Finished`. Raises PlainError where the finished LoRA cannot be written."""
         state, files = outcome.state, self.plan.files
-        if outcome.kind == "failed":
-            yield self._failed(state)
-        elif outcome.kind == "stopped":
-            yield from self._stopped(state)
+        if outcome.kind == "diverged":
+            yield self._diverged(state)
+        elif outcome.kind != "done":
+            yield from self._ended_early(outcome)
         else:
             self._write(files.lora, state)
             yield Saved(state.step, files.lora, final=True)
             self.host.announce(files.lora)
             yield Finished("done", state.step, files.lora, f"Done: {files.lora}")
 
-    def _stopped(self, state: TrainingState) -> Iterator[Event]:
-        if state.step == 0:
-            yield Finished("stopped", 0, None, "Stopped before the first step; nothing was trained.")
+    def _ended_early(self, outcome: Outcome) -> Iterator[Event]:
+        step, steps = outcome.state.step, self.plan.steps
+        kind, why, how = "stopped", "Stopped", "the same command with --resume goes on from there"
+        if outcome.kind == "out of memory":
+            kind, why, how = "failed", f"Out of memory on {self.plan.device}", f"{self._advice()}, then --resume"
+        if step == 0:
+            yield Finished(kind, 0, None, f"{why} before the first step was done; nothing was trained yet; {how}.")
             return
-        saved = self.checkpoint(state)
+        saved = self.checkpoint(outcome.state)
         yield saved
-        yield Finished(
-            "stopped",
-            state.step,
-            saved.path if isinstance(saved, Saved) else None,
-            f"Stopped after step {state.step} of {self.plan.steps}; the same command with --resume goes on from there.",
-        )
+        path = saved.path if isinstance(saved, Saved) else None
+        yield Finished(kind, step, path, f"{why} after step {step} of {steps}; {how}.")
 
-    def _failed(self, state: TrainingState) -> Finished:
+    def _advice(self) -> str:
+        """The cheapest remedy that the configuration has not taken yet."""
+        config, size = self.plan.config, self.plan.config.data.batch_size
+        if not config.train.gradient_checkpointing:
+            return "set train.gradient_checkpointing: true"
+        if size > 1:
+            doubled = config.train.gradient_accumulation_steps * 2
+            return f"set batch_size: {size // 2} and gradient_accumulation_steps: {doubled}"
+        return f"set a resolution below {self.plan.resolution}"
+
+    def _diverged(self, state: TrainingState) -> Finished:
         path = self.plan.files.checkpoint(state.step) if state.step else None
         kept = f"{path} holds the last good weights, of step {state.step}" if path else "nothing was learnt yet"
         return Finished(

@@ -24,7 +24,7 @@ from lora_trainer.contracts import (
     Stepped,
     Told,
 )  # fmt: skip
-from lora_trainer.train.memory import peak_memory
+from lora_trainer.train.memory import is_out_of_memory, peak_memory
 from lora_trainer.train.optimizers import Updater
 from lora_trainer.train.processes import Processes
 from lora_trainer.train.state import TrainingState, capture, restore
@@ -59,15 +59,16 @@ class Work:
 
 
 class Outcome(NamedTuple):
-    kind: Literal["done", "stopped", "failed"]
-    state: TrainingState  # what to keep: of the last step, or of the last good checkpoint after a failure
+    kind: Literal["done", "stopped", "diverged", "out of memory"]
+    state: TrainingState  # what to keep: of the last whole step, or of the last good checkpoint if it diverged
 
 
 def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcome]:
     """Train from `start` steps done to `pace.steps`; yields events, returns how it ended.
 
     Stops between two steps. A step whose loss or gradient is not finite changes nothing; after SKIPS_ALLOWED of them
-    in a row the network is put back to the last saved moment and the run ends as failed.
+    in a row the network is put back to the last saved moment and the run has diverged. Running out of memory loses
+    nothing but the step under way.
     """
     yield Started(start, pace.steps)
     good = capture(start, work.network, work.updater)
@@ -77,8 +78,13 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
         orders = work.control.take()
         if work.processes.any(orders.stop):
             return Outcome("stopped", capture(step, work.network, work.updater))
-        with work.exclusive():
-            result = _one_step(pace, work, step)
+        try:
+            with work.exclusive():
+                result = _one_step(pace, work, step)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return Outcome("out of memory", capture(step, work.network, work.updater))
         done = step + 1
         if isinstance(result, Skipped):
             curable = math.isfinite(result.loss) and work.updater.overflow_is_curable()
@@ -86,7 +92,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             yield replace(result, in_a_row=skipped)
             if skipped >= SKIPS_ALLOWED:
                 restore(good, work.network, work.updater)
-                return Outcome("failed", good)
+                return Outcome("diverged", good)
         else:
             skipped = 0
             yield result

@@ -5,6 +5,7 @@ the same promises on real base models are kept by tests/unit/test_run.py.
 """
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,7 +117,9 @@ def test_stop_acts_after_the_step_under_way(tmp_path):
     bench.control.stop()
     with pytest.raises(StopIteration) as end:
         next(steps)
-    assert isinstance(seen[-1], Stepped) and end.value.value.kind == "stopped" and end.value.value.state.step == 1
+    assert isinstance(seen[-1], Stepped)
+    assert end.value.value.kind == "stopped"
+    assert end.value.value.state.step == 1
 
 
 def test_save_now_saves_after_one_step_and_only_once(tmp_path):
@@ -133,7 +136,8 @@ def test_one_bad_step_is_skipped_and_changes_nothing(tmp_path):
         if isinstance(event, Stepped) and event.step == 1:
             before = bench.network.state()["unet.it.lora_down.weight"]
         if isinstance(event, Skipped):
-            assert event.step == 2 and event.in_a_row == 1
+            assert event.step == 2
+            assert event.in_a_row == 1
             assert torch.equal(before, bench.network.weight)
     assert torch.isfinite(bench.network.weight).all()
 
@@ -141,7 +145,8 @@ def test_one_bad_step_is_skipped_and_changes_nothing(tmp_path):
 def test_three_bad_steps_in_a_row_go_back_to_the_last_checkpoint(tmp_path):
     bench = Bench(tmp_path, steps=9, save_every=2, poison={3, 4, 5})
     events, end = bench.run()
-    assert end.kind == "failed" and end.state.step == 2
+    assert end.kind == "diverged"
+    assert end.state.step == 2
     assert sum(isinstance(e, Skipped) for e in events) == SKIPS_ALLOWED
     assert torch.equal(bench.network.weight, bench.saved[0].network["unet.it.lora_down.weight"])
 
@@ -184,9 +189,12 @@ def test_the_device_is_held_for_each_step_and_free_between(tmp_path):
         held.pop()
 
     bench = Bench(tmp_path, steps=2)
-    work = bench.work()
-    work = Work(**{**vars(work), "exclusive": exclusive, "loss": lambda b: (held.append("x"), held.pop(), bench.loss(b))[2]})
-    for event in fit(bench.pace, work):
+
+    def loss(batch):
+        assert held
+        return Bench.loss(bench, batch)
+
+    for event in fit(bench.pace, replace(bench.work(), exclusive=exclusive, loss=loss)):
         assert not held, event
 
 
@@ -194,5 +202,23 @@ def test_a_checkpoint_that_failed_is_told_and_the_run_goes_on(tmp_path):
     bench = Bench(tmp_path, save_every=2)
     bench.save = lambda state: Told("disk full", "warning")
     events, end = bench.run()
-    assert end.kind == "done" and sum(isinstance(e, Told) for e in events) == 2
+    assert end.kind == "done"
+    assert sum(isinstance(e, Told) for e in events) == 2
     assert not any(isinstance(e, Finished) for e in events)
+
+
+def test_out_of_memory_keeps_what_was_learnt(tmp_path):
+    straight = Bench(tmp_path, save_every=3)
+    straight.run()
+    bench = Bench(tmp_path)
+
+    def loss(batch):
+        if batch.positions[0] // bench.batch == 3:
+            torch.empty(2**60)  # more bytes than any machine has: the allocator's own error
+        return Bench.loss(bench, batch)
+
+    bench.loss = loss
+    _, end = bench.run()
+    assert end.kind == "out of memory"
+    assert end.state.step == 3
+    assert torch.equal(bench.network.weight, straight.saved[0].network["unet.it.lora_down.weight"])

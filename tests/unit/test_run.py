@@ -1,0 +1,162 @@
+"""Whole runs on slim checkpoints of the real layouts: what is written, resumed, refused and left as it was."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from lora_trainer.contracts import Finished, PlainError, Sampled, Saved, Started, Stepped, Told
+from lora_trainer.hosts.standalone import Standalone
+from lora_trainer.jobs.plan import plan_run
+from lora_trainer.jobs.run import Controls, run
+from tests.builders.runs import run_all, small_run
+
+
+def only(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_run_writes_a_lora_with_effect_and_its_recipe(tmp_path, family):
+    events = run_all(small_run(tmp_path, family))
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert end.outcome == "done", end
+    assert [e.step for e in only(events, Stepped)] == [1, 2, 3, 4, 5, 6]
+    with safe_open(tmp_path / "out/lora/lora.safetensors", "pt") as file:
+        ups = [file.get_tensor(key) for key in file if key.endswith("lora_up.weight")]
+        metadata = file.metadata()
+    assert ups
+    assert all(up.abs().max() > 0 for up in ups)
+    assert metadata["ss_network_dim"] == "4"
+    assert metadata["ss_output_name"] == "lora"
+    assert (tmp_path / "out/lora/lora.yaml").exists()
+
+
+def test_checkpoints_have_the_promised_names_and_the_last_ones_are_kept(tmp_path):
+    run_all(small_run(tmp_path, train__steps=9, output__keep_last=2))
+    names = sorted(p.name for p in (tmp_path / "out/lora").glob("*.safetensors"))
+    assert names == ["lora-000006.safetensors", "lora-000008.safetensors", "lora.safetensors"]
+
+
+def test_the_same_seed_gives_the_same_file_wherever_it_is_written(tmp_path):
+    run_all(small_run(tmp_path))
+    torch.manual_seed(999)
+    run_all(small_run(tmp_path, output__directory=str(tmp_path / "elsewhere" / "lora")))
+    first, second = tmp_path / "out/lora/lora.safetensors", tmp_path / "elsewhere/lora/lora.safetensors"
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_another_seed_gives_another_file(tmp_path):
+    run_all(small_run(tmp_path))
+    run_all(small_run(tmp_path, train__seed=12, output__directory=str(tmp_path / "elsewhere" / "lora")))
+    first, second = tmp_path / "out/lora/lora.safetensors", tmp_path / "elsewhere/lora/lora.safetensors"
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_the_process_random_state_is_left_alone(tmp_path):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    run_all(small_run(tmp_path, network__dropout=0.3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("options", [{}, {"train__text_encoder_learning_rate": 0.0}, {"network__dropout": 0.2}])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, options):
+    run_all(small_run(tmp_path, output__directory=str(tmp_path / "straight" / "lora"), **options))
+    config, control = small_run(tmp_path, **options), Controls()
+    events = []
+    for event in run(config, host=Standalone(), control=control):
+        events.append(event)
+        if isinstance(event, Stepped) and event.step == 3:
+            control.stop()
+    assert events[-1].outcome == "stopped"
+    assert "--resume" in events[-1].text
+    resumed = run_all(config, resume=True)
+    assert only(resumed, Started)[0].step == 3
+    one, other = tmp_path / "straight/lora/lora.safetensors", tmp_path / "out/lora/lora.safetensors"
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_resume_with_nothing_there_starts_at_the_beginning_and_says_so(tmp_path):
+    events = run_all(small_run(tmp_path), resume=True)
+    assert any("Nothing to resume" in e.text for e in only(events, Told))
+    assert events[-1].outcome == "done"
+
+
+def test_a_folder_with_a_run_is_left_alone(tmp_path):
+    run_all(small_run(tmp_path))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out/lora").glob("*.safetensors")}
+    events = run_all(small_run(tmp_path))
+    assert events[-1].path == tmp_path / "out/lora-2/lora-2.safetensors"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out/lora").glob("*.safetensors")} == before
+
+
+def test_resume_with_another_rank_is_refused_and_nothing_is_lost(tmp_path):
+    run_all(small_run(tmp_path))
+    before = (tmp_path / "out/lora/lora.safetensors").read_bytes()
+    with pytest.raises(PlainError, match=r"network\.rank was 4 and is 8"):
+        run_all(small_run(tmp_path, network__rank=8), resume=True)
+    assert (tmp_path / "out/lora/lora.safetensors").read_bytes() == before
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    run_all(small_run(tmp_path, output__precision="fp32"))
+    run_all(small_run(
+        tmp_path, data__batch_size=1, train__gradient_accumulation_steps=2, output__precision="fp32",
+        output__directory=str(tmp_path / "halves" / "lora"),
+    ))
+    with safe_open(tmp_path / "out/lora/lora.safetensors", "pt") as one, \
+            safe_open(tmp_path / "halves/lora/lora.safetensors", "pt") as two:
+        for key in one:
+            torch.testing.assert_close(two.get_tensor(key), one.get_tensor(key), rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_drawn_at_the_start_and_on_the_way(tmp_path):
+    events = run_all(small_run(
+        tmp_path, samples__prompts=["blocks"], samples__every=3, samples__sampling_steps=2, samples__size=64,
+    ))
+    drawn = only(events, Sampled)
+    assert [event.step for event in drawn] == [0, 3, 6]
+    assert all(path.exists() for event in drawn for path in event.paths)
+    first, last = drawn[0].paths[0].read_bytes(), drawn[-1].paths[0].read_bytes()
+    assert first != last
+
+
+def test_a_dry_run_tells_what_will_happen_and_writes_nothing(tmp_path):
+    config = small_run(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    text = plan_run(config, Standalone()).text()
+    for word in ("Stable Diffusion 1", "epsilon", "6 found", "0 missing", "64", "float32", "lora.safetensors"):
+        assert word in text, text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_folder_at_a_checkpoint_is_told_and_the_run_goes_on(tmp_path):
+    config = small_run(tmp_path)
+    folder = tmp_path / "out/lora"
+    folder.mkdir(parents=True)
+    (folder / "lora-000002.safetensors.d").mkdir()
+    events = run_all(replace(config, output=replace(config.output, directory=str(folder))))
+    assert events[-1].outcome == "done"
+
+
+def test_training_on_from_a_lora_starts_with_its_effect(tmp_path):
+    run_all(small_run(tmp_path))
+    first = tmp_path / "out/lora/lora.safetensors"
+    events = run_all(small_run(
+        tmp_path, network__start_from=str(first), train__learning_rate=0.0, train__text_encoder_learning_rate=0.0,
+        train__steps=1, output__directory=str(tmp_path / "on" / "lora"),
+    ))
+    assert events[-1].outcome == "done"
+    with safe_open(first, "pt") as one, safe_open(tmp_path / "on/lora/lora.safetensors", "pt") as two:
+        shared = [key for key in two if key.startswith("lora_unet")]
+        assert shared
+        for key in shared:
+            torch.testing.assert_close(two.get_tensor(key).float(), one.get_tensor(key).float(), rtol=1e-3, atol=1e-5)
+
+
+def test_finished_saves_are_reported_with_their_step(tmp_path):
+    saved = only(run_all(small_run(tmp_path)), Saved)
+    assert [(e.step, e.final) for e in saved] == [(2, False), (4, False), (6, True)]
