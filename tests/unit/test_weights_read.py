@@ -131,7 +131,7 @@ def test_a_pickle_with_code_is_refused_and_never_run(tmp_path: Path, how: str):
     path = tmp_path / "evil.ckpt"
     evil = {"state_dict": TENSORS, "callbacks": Malicious(f"touch {trace}")}
     if how == "bare":
-        path.write_bytes(pickle.dumps(evil["callbacks"]))
+        path.write_bytes(pickle.dumps(evil["callbacks"], protocol=2))
     else:
         torch.save(evil, path, _use_new_zipfile_serialization=how == "zip")
     text = message(path)
