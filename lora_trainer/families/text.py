@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lora_trainer.contracts import LdmPlace, PlainError, TensorInfo, TextStates
+from lora_trainer.families.lending import converted, lend
 from lora_trainer.families.tokenizer import Layout
 
 if TYPE_CHECKING:
@@ -123,12 +124,12 @@ def build_text_encoder(
     with torch.device("meta"):
         encoder: nn.Module = (CLIPTextModel if tower.projection is None else CLIPTextModelWithProjection)(config)
     for path, place in tower.places.items():
-        tensor = tensors[place.key].detach()
+        tensor = tensors[place.key]
         if place.rows is not None:
             tensor = tensor[place.rows]  # before any conversion, which then keeps these rows alone
         if path == _PROJECTION:
             tensor = tensor.T  # open_clip multiplies by it, a linear layer by its transpose
-        _lend(encoder, module_path(encoder, path), tensor.to(device=device, dtype=dtype), place.key)
+        lend(encoder, module_path(encoder, path), converted(tensor, place.key, device, dtype), place.key)
     _place_positions(encoder, device)
     return encoder.eval()
 
@@ -214,19 +215,6 @@ def _shape(header: Mapping[str, TensorInfo], key: str, dimensions: int | None) -
 
 
 # --- modules ---------------------------------------------------------------------------------------------------------
-
-
-def _lend(encoder: nn.Module, path: str, tensor: Tensor, key: str) -> None:
-    parent, _, leaf = path.rpartition(".")
-    module = encoder.get_submodule(parent)
-    expected = getattr(module, leaf).shape
-    if tensor.shape != expected:
-        raise PlainError(
-            f"The checkpoint's {key} gives the shape {tuple(tensor.shape)} where its neighbours ask for "
-            f"{tuple(expected)}; the file is damaged or of an unknown kind."
-        )
-    # Straight into the registry: load_state_dict is patched by hosts while they load, and copies or turns flags.
-    module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
 
 
 def _place_positions(encoder: nn.Module, device: torch.device) -> None:
