@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lora_trainer.contracts import HostPaths
 
@@ -25,7 +25,7 @@ class Standalone:
         """The device that accelerate chooses: this process's own GPU, else the CPU."""
         from accelerate import PartialState
 
-        return PartialState().device
+        return cast("torch.device", PartialState().device)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Nobody to share the device with."""

@@ -1,8 +1,11 @@
 """The loss of an image model: noise the latents, ask the UNet, compare."""
 
+# pyright: reportUnknownMemberType=false
+# (torch is typed in part)
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -48,7 +51,8 @@ class DiffusionLoss:
 
     def _draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Noise (B, 4, h, w) and timesteps (B,), each row from its sample's own generator."""
-        noises, timesteps = [], []
+        noises: list[Tensor] = []
+        timesteps: list[Tensor] = []
         generator = torch.Generator("cpu")
         for position in batch.positions:
             generator.manual_seed(sample_seed(self.seed, position, "noise"))
@@ -67,7 +71,7 @@ class DiffusionLoss:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

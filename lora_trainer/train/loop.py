@@ -1,5 +1,8 @@
 """The one training loop. It knows batches, a loss, parameters and orders; everything else happens elsewhere."""
 
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (torch and accelerate are typed in part)
+
 from __future__ import annotations
 
 import math
@@ -7,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 
@@ -131,7 +134,8 @@ def _one_step(pace: Pace, work: Work, step: int) -> Stepped | Skipped:
     processes.average([*gradients, total])
     limit = pace.max_gradient_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(updater.parameters, limit)
-    loss_value, norm_value = torch.stack([total, norm.to(total.device)]).tolist()  # the step's only wait for the device
+    # The step's only wait for the device.
+    loss_value, norm_value = cast(list[float], torch.stack([total, norm.to(total.device)]).tolist())
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     rates = updater.update(step, finite)
     if not finite:

@@ -1,5 +1,8 @@
 """The optimizer with its rates and its loss scale: everything that turns gradients into an update."""
 
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (torch and accelerate are typed in part)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -62,7 +65,7 @@ class Updater:
         self._optimizer = torch.optim.AdamW(
             [{"params": group.parameters, "lr": 0.0} for group in groups],
             weight_decay=weight_decay,
-            **_fastest(self.parameters),
+            fused=_one_kernel(self.parameters),
         )
         self._scaled = scale_loss
         self._scale = LossScale() if scale_loss else LossScale(1.0)
@@ -80,7 +83,8 @@ class Updater:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self._scale.scale != 1.0:
-            torch._foreach_mul_(gradients, 1.0 / self._scale.scale)
+            for gradient in gradients:
+                gradient.mul_(1.0 / self._scale.scale)
         return gradients
 
     def update(self, step: int, finite: bool) -> dict[str, float]:
@@ -119,8 +123,8 @@ class Updater:
         self._scale = LossScale(float(scale["scale"]), int(scale["good_steps"]))
 
 
-def _fastest(parameters: Sequence[Tensor]) -> dict[str, bool]:
-    """One kernel for all parameters where this torch has it: on CPU since 2.4, on CUDA since 2.0."""
+def _one_kernel(parameters: Sequence[Tensor]) -> bool:
+    """Whether this torch updates all parameters in one kernel: on CUDA since 2.0, on the CPU since 2.4."""
     on_cpu = all(p.device.type == "cpu" for p in parameters)
     version = tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2])
-    return {"fused": True} if (not on_cpu or version >= (2, 4)) else {}
+    return not on_cpu or version >= (2, 4)

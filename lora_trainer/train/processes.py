@@ -4,10 +4,13 @@ Gradients are averaged by hand over one flat tensor instead of wrapping the mode
 wrapper would sit between the family and its UNet, and its buckets are of no use for a few megabytes of LoRA.
 """
 
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (torch and accelerate are typed in part)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -47,23 +50,23 @@ class AcceleratedProcesses:
     """The processes that `accelerate launch` started."""
 
     def __init__(self) -> None:
-        from accelerate import PartialState
+        import accelerate
 
-        state = PartialState()
+        state: Any = accelerate.PartialState()
         self.rank: int = state.process_index
         self.count: int = state.num_processes
         self.device: torch.device = state.device
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        from accelerate.utils import reduce
-
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        flat = reduce(flat, reduction="mean")
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        flat = self._reduced(torch.cat([t.reshape(-1) for t in tensors]), "mean")
+        parts = torch.split(flat, [t.numel() for t in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        from accelerate.utils import reduce
+        return self._reduced(torch.tensor(float(flag), device=self.device), "sum").item() > 0
 
-        total = reduce(torch.tensor(float(flag), device=self.device), reduction="sum")
-        return bool(total.item() > 0)
+    def _reduced(self, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
+        import accelerate.utils
+
+        return cast(Any, accelerate.utils).reduce(tensor, reduction=how)
