@@ -86,12 +86,12 @@ def all_shapes(kind: Kind, sketch: Sketch) -> Shapes:
     for name, shape in vae_shapes(VAE_CHANNELS):
         yield f"first_stage_model.{name}", shape
     if kind == "sd1":
-        yield from _clip("cond_stage_model.transformer.text_model.")
+        yield from clip_shapes("cond_stage_model.transformer.text_model.")
     elif kind == "sd2":
-        yield from _open_clip("cond_stage_model.model.")
+        yield from open_clip_shapes("cond_stage_model.model.")
     else:
-        yield from _clip("conditioner.embedders.0.transformer.text_model.")
-        yield from _open_clip("conditioner.embedders.1.model.")
+        yield from clip_shapes("conditioner.embedders.0.transformer.text_model.")
+        yield from open_clip_shapes("conditioner.embedders.1.model.")
 
 
 # --- UNet ------------------------------------------------------------------------------------------------------------
@@ -214,34 +214,36 @@ def _vae_residual(name: str, width: int, channels: int) -> Shapes:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _clip(prefix: str, width: int = TEXT_WIDTH) -> Shapes:
+def clip_shapes(prefix: str, width: int = TEXT_WIDTH, layers: int = TEXT_LAYERS, inner: int = 2) -> Shapes:
+    """Names and shapes of transformers' CLIP text tower; its MLPs are `inner` times as wide."""
     yield f"{prefix}embeddings.token_embedding.weight", (TOKENS, width)
     yield f"{prefix}embeddings.position_embedding.weight", (77, width)
-    for number in range(TEXT_LAYERS):
+    for number in range(layers):
         layer = f"{prefix}encoder.layers.{number}"
         for letter in ("q", "k", "v", "out"):
             yield from _linear(f"{layer}.self_attn.{letter}_proj", width, width)
         yield from _norm(f"{layer}.layer_norm1", width)
         yield from _norm(f"{layer}.layer_norm2", width)
-        yield from _linear(f"{layer}.mlp.fc1", width, 2 * width)
-        yield from _linear(f"{layer}.mlp.fc2", 2 * width, width)
+        yield from _linear(f"{layer}.mlp.fc1", width, inner * width)
+        yield from _linear(f"{layer}.mlp.fc2", inner * width, width)
     yield from _norm(f"{prefix}final_layer_norm", width)
 
 
-def _open_clip(prefix: str, width: int = TEXT_WIDTH) -> Shapes:
+def open_clip_shapes(prefix: str, width: int = TEXT_WIDTH, layers: int = TEXT_LAYERS, inner: int = 2) -> Shapes:
+    """The same of open_clip's."""
     yield f"{prefix}token_embedding.weight", (TOKENS, width)
     yield f"{prefix}positional_embedding", (77, width)
     yield f"{prefix}text_projection", (width, width)
     yield f"{prefix}logit_scale", ()
-    for number in range(TEXT_LAYERS):
+    for number in range(layers):
         layer = f"{prefix}transformer.resblocks.{number}"
         yield f"{layer}.attn.in_proj_weight", (3 * width, width)
         yield f"{layer}.attn.in_proj_bias", (3 * width,)
         yield from _linear(f"{layer}.attn.out_proj", width, width)
         yield from _norm(f"{layer}.ln_1", width)
         yield from _norm(f"{layer}.ln_2", width)
-        yield from _linear(f"{layer}.mlp.c_fc", width, 2 * width)
-        yield from _linear(f"{layer}.mlp.c_proj", 2 * width, width)
+        yield from _linear(f"{layer}.mlp.c_fc", width, inner * width)
+        yield from _linear(f"{layer}.mlp.c_proj", inner * width, width)
     yield from _norm(f"{prefix}ln_final", width)
 
 
