@@ -53,6 +53,25 @@ class Plan:
     notes: tuple[str, ...]  # what the user should know before it runs
 
     @property
+    def data_name(self) -> str:
+        """Name of the data set: its folder's, without the place."""
+        return Path(self.config.data.folder).expanduser().resolve().name
+
+    @property
+    def text_rate(self) -> float:
+        """Peak learning rate of the text encoders; 0 where they are left alone."""
+        return next((rate for part, rate in self.rates.items() if part != "unet"), 0.0)
+
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.config.train.warmup * self.steps)
+
+    @property
+    def precision(self) -> str:
+        """As the option spells it."""
+        return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(self.dtype, "no")
+
+    @property
     def epochs(self) -> float:
         return self.steps * self.samples_per_step / max(1, self.data.samples_per_epoch)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lora_trainer.config.load import dump
+from lora_trainer.config.load import dump, dump_yaml, load
 from lora_trainer.contracts import PlainError
 from lora_trainer.jobs.plan import Plan
+from lora_trainer.networks.metadata import RunFacts, build
 from lora_trainer.weights.write import write_whole
-
 
 # Options that a state's tensors depend on.
 _SHAPING = ("network.kind", "network.rank", "network.alpha", "network.targets")
@@ -22,10 +24,13 @@ def resolved_config(plan: Plan) -> dict[str, Any]:
     config["data"]["resolution"] = plan.resolution
     config["model"]["clip_skip"] = plan.clip_skip
     config["network"]["alpha"] = plan.alpha
-    config["train"] |= {"steps": plan.steps, "epochs": None, "seed": plan.seed}
-    config["train"]["text_encoder_learning_rate"] = max(
-        (rate for part, rate in plan.rates.items() if part != "unet"), default=0.0
-    )
+    config["train"] |= {
+        "steps": plan.steps,
+        "epochs": None,
+        "seed": plan.seed,
+        "text_encoder_learning_rate": plan.text_rate,
+        "mixed_precision": plan.precision,
+    }
     config["output"]["save_steps"] = plan.save_every
     return config
 
@@ -36,17 +41,62 @@ def recipe(plan: Plan) -> dict[str, Any]:
     config = resolved_config(plan)
     del config["output"]["directory"]
     config["data"]["folder"] = plan.data_name
-    config["data"]["metadata"] = None if plan.config.data.metadata is None else "metadata.csv"
+    config["data"]["metadata"] = _last_part(plan.config.data.metadata)
     config["model"]["base"] = plan.lent.name
-    if plan.config.network.start_from:
-        config["network"]["start_from"] = plan.start_name
+    config["network"]["start_from"] = _last_part(plan.config.network.start_from)
     return config
+
+
+def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
+    """The notes of a LoRA file called `name`, written after `step` steps."""
+    config = plan.config
+    train, data = config.train, config.data
+    return build(
+        RunFacts(
+            name=name,
+            base_name=plan.lent.name,
+            base_version=plan.family.metadata_version,
+            architecture=plan.family.modelspec_architecture,
+            prediction=plan.lent.facts.prediction,
+            zero_terminal_snr=plan.lent.facts.zero_terminal_snr,
+            resolution=plan.resolution,
+            clip_skip=plan.clip_skip,
+            rank=config.network.rank,
+            alpha=plan.alpha,
+            targets=config.network.targets,
+            dropout=config.network.dropout,
+            learning_rate=train.learning_rate,
+            text_encoder_learning_rate=plan.text_rate,
+            schedule=train.schedule,
+            warmup_steps=plan.warmup_steps,
+            optimizer="AdamW",
+            step=step,
+            steps=plan.steps,
+            epochs=math.ceil(plan.epochs),
+            batch_size=data.batch_size,
+            gradient_accumulation_steps=train.gradient_accumulation_steps * plan.processes,
+            gradient_checkpointing=train.gradient_checkpointing,
+            max_gradient_norm=train.max_gradient_norm,
+            min_snr_gamma=train.min_snr_gamma,
+            noise_offset=train.noise_offset,
+            mixed_precision=plan.precision,
+            seed=plan.seed,
+            images=len(plan.data.items),
+            repeats=data.repeats,
+            data_name=plan.data_name,
+            caption_dropout=data.caption_dropout,
+            shuffle_captions=data.shuffle_captions,
+            keep_tokens=data.keep_tokens,
+            flip=data.flip,
+            tag_frequency=plan.data.tag_frequency,
+            buckets=plan.data.bucket_counts,
+            recipe=recipe(plan),
+        )
+    )
 
 
 def write_recipe(plan: Plan) -> None:
     """Write `<name>.yaml`: `train --config` with it repeats the run."""
-    from lora_trainer.config.load import dump_yaml, load
-
     text = dump_yaml(load(resolved_config(plan)))
     write_whole(plan.files.recipe, lambda file: file.write(text.encode("utf-8")))
 
@@ -75,6 +125,10 @@ def what_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if then["data"] != now["data"]:
         sentences.append("Since the checkpoint the images or captions changed; from here on the new ones are used.")
     return sentences
+
+
+def _last_part(path: str | None) -> str | None:
+    return Path(path).name if path else None
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

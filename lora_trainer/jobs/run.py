@@ -96,7 +96,7 @@ class _Job:
             )
             borrowed.callback(network.eject)
             if plan.config.network.start_from and not self.saved:
-                yield from starting_weights(plan, base, network)
+                yield from starting_weights(plan, network)
             yield from self._train(base, network)
 
     @property
@@ -131,7 +131,7 @@ class _Job:
         plan, config = self.plan, self.plan.config.train
         if config.gradient_checkpointing:
             _checkpoint_activations(base, plan.rates)
-        rates = RatePlan(plan.rates, config.schedule, plan.steps, round(config.warmup * plan.steps))
+        rates = RatePlan(plan.rates, config.schedule, plan.steps, plan.warmup_steps)
         updater = Updater(
             network.groups(), rates, weight_decay=config.weight_decay,
             scale_loss=plan.dtype == torch.float16,
