@@ -1,0 +1,135 @@
+"""Image files of any kind to upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lora_trainer.contracts import PlainError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+# Pillow chooses its reader by content, not by ending; without this list a ".png" could start its PostScript reader,
+# which runs an external interpreter.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
+
+# Twice Pillow's own warning mark of a quarter GiB of RGB, the size at which it raises DecompressionBombError. Asked
+# here once more because hosts raise or clear Pillow's process-wide limit.
+PIXEL_LIMIT = 2 * (1024 * 1024 * 1024 // 4 // 3)
+
+# What Pillow's readers raise on damaged or hostile files; it does not wrap them in one class.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)
+
+_ORIENTATION = 0x0112  # EXIF 2.3, table 4: 1 upright, 5 to 8 lie on their side
+_SIDEWAYS = (5, 6, 7, 8)
+_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # TIFF 6.0, section 8
+_WHITE = (255, 255, 255, 255)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels as the image is seen upright, from the file's header alone.
+
+    Raises PlainError for a file that is no image, is damaged in its header, or is too large.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            _refuse_bomb(image)
+            return _upright_size(image)
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """The image upright, in 8-bit RGB.
+
+    Turned as its EXIF orientation says; transparent parts are laid on white; of an animation the first frame; 16-bit
+    and floating-point grey is scaled to 8 bits. Raises PlainError that names the file if it is damaged, cut short or
+    too large.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            _refuse_bomb(image)
+            # The TIFF reader turns the pixels itself while loading, in every release since Pillow 6.
+            turn = 1 if image.format == "TIFF" else _orientation(image)
+            image.load()
+            upright = _to_rgb(image)
+            return upright.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else upright
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def _formats() -> tuple[str, ...]:
+    """Those formats that the installed Pillow can read: naming another one makes Image.open raise KeyError."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _refuse_bomb(image: Image.Image) -> None:
+    if image.width * image.height > PIXEL_LIMIT:
+        raise Image.DecompressionBombError
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":  # readers differ in whether `size` is already turned; the tags are the file's own
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height = int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
+    else:
+        width, height = image.size
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info and "Raw profile type exif" not in image.info:
+        return 1  # getexif would decode the whole image in search of a late chunk
+    return int(image.getexif().get(_ORIENTATION, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return _scaled_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled_grey(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits to 8; Pillow's own convert() cuts values off at 255 instead."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    else:  # 32-bit modes do not tell their range: take the smallest usual one that holds every value
+        tops = (65535.0, 2.0**31 - 1) if image.mode == "I" else (1.0, 255.0, 65535.0, float(np.nanmax(values)))
+        top = next((top for top in tops if values.max() <= top), tops[-1])
+    return Image.fromarray(np.rint(np.nan_to_num(values).clip(0, top) * (255.0 / top)).astype(np.uint8), mode="L")
+
+
+def _sentence(path: Path, error: BaseException) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"{path.name} has more than {PIXEL_LIMIT // 10**6} million pixels, which no training image needs: "
+            "scale it down or take it out of the folder."
+        )
+    if isinstance(error, FileNotFoundError):
+        return f"{path} was not found: it has been moved or deleted since the folder was read."
+    if isinstance(error, PermissionError):
+        return f"{path} may not be read: change its permissions or take it out of the folder."
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"{path.name} is not an image that can be read: replace it or take it out of the folder."
+    return f"{path.name} is damaged or cut short ({error}): replace it or take it out of the folder."
