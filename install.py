@@ -33,6 +33,7 @@ TORCH = "torch==2.13.0"
 RUN = (
     TORCH, "diffusers>=0.30", "peft>=0.13", "transformers>=4.30.2", "accelerate>=0.21", "safetensors>=0.4.2",
     "huggingface_hub>=0.23.2", "numpy>=1.26", "Pillow>=9.5", "PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12",
+    "ftfy>=6.1",
 )  # fmt: skip
 # Installed without what it asks for: only its tokenizer's vocabulary is read, and the torchvision that it would bring
 # along breaks transformers where torch is a CPU build.
@@ -51,7 +52,7 @@ HOST_PINS = {
         "numpy==1.26.2", "Pillow==9.5.0", "diffusers==0.31.0", "peft==0.13.2",
     ),
 }  # fmt: skip
-BESIDE_PINS = ("PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12")  # hosts have them in any version
+BESIDE_PINS = ("PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12", "ftfy>=6.1")  # hosts have them in any version
 
 
 class Failure(Exception):

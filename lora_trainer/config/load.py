@@ -153,7 +153,7 @@ def _unknown(name: str, found: Any) -> str:
         return f"is a group of settings and cannot be {shown(found)}; write for example {example.path}"
     near = _meant(name)
     hint = f"did you mean {near}?" if near else "docs/options.md lists them all"
-    return f"(given as {shown(found)}) is no setting; {hint}"
+    return f"(given as {shown(found)}): there is no such setting; {hint}"
 
 
 def _meant(name: str) -> str:
