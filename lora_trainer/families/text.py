@@ -29,13 +29,14 @@ _LEVEL = "text_model."
 _PROJECTION = "text_projection.weight"
 # CLIP-L was trained with the sigmoid approximation of GELU, open_clip's H and bigG with GELU itself (their configs).
 _ACTIVATION = {"clip": "quick_gelu", "open_clip": "gelu"}
-_OPEN_CLIP_TOP = {
+# transformers' names and open_clip's: once in a tower, and in each of its layers.
+OPEN_CLIP_TOP = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
-_OPEN_CLIP_LAYER = {
+OPEN_CLIP_LAYER = {
     "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }  # fmt: skip
@@ -175,14 +176,14 @@ def canonical_path(path: str) -> str:
 
 
 def _clip_places(prefix: str, layers: int) -> Iterable[tuple[str, LdmPlace]]:
-    modules = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", *_OPEN_CLIP_LAYER)
-    names = list(_OPEN_CLIP_TOP)
+    modules = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", *OPEN_CLIP_LAYER)
+    names = list(OPEN_CLIP_TOP)
     names += [f"encoder.layers.{n}.{module}.{leaf}" for n in range(layers) for module in modules for leaf in _LEAVES]
     return ((name, LdmPlace(prefix + name)) for name in names)
 
 
 def _open_clip_places(prefix: str, layers: int, width: int) -> Iterable[tuple[str, LdmPlace]]:
-    for name, key in _OPEN_CLIP_TOP.items():
+    for name, key in OPEN_CLIP_TOP.items():
         yield name, LdmPlace(prefix + key)
     for n in range(layers):
         ours, theirs = f"encoder.layers.{n}.", f"{prefix}transformer.resblocks.{n}."
@@ -190,7 +191,7 @@ def _open_clip_places(prefix: str, layers: int, width: int) -> Iterable[tuple[st
             for place, letter in enumerate("qkv"):
                 rows = slice(place * width, (place + 1) * width)
                 yield f"{ours}self_attn.{letter}_proj.{leaf}", LdmPlace(f"{theirs}attn.in_proj_{leaf}", rows)
-            for module, other in _OPEN_CLIP_LAYER.items():
+            for module, other in OPEN_CLIP_LAYER.items():
                 yield f"{ours}{module}.{leaf}", LdmPlace(f"{theirs}{other}.{leaf}")
 
 

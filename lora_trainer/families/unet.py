@@ -13,7 +13,7 @@ from lora_trainer.families.ldm_names import UNET_PREFIX, UnetNames
 from lora_trainer.families.lending import check_names, converted, lend
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from torch import Tensor
 
 Heads = Callable[[int], int]  # number of attention heads by channels: the one thing that no tensor's shape tells
@@ -71,7 +71,7 @@ def unet_places(header: Mapping[str, TensorInfo], names: UnetNames) -> tuple[dic
 
 def empty_unet(shape: UnetShape, heads: Heads) -> UNet2DConditionModel:
     """diffusers' module of this structure on the `meta` device, without weights."""
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     if shape.depths[-1] not in (0, shape.mid_depth):
         raise PlainError(
@@ -127,7 +127,5 @@ def _depth(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise PlainError(
-            f"The checkpoint lacks {UNET_PREFIX}{name}, a weight of its UNet; choose a whole checkpoint."
-        )
+        raise PlainError(f"The checkpoint lacks {UNET_PREFIX}{name}, a weight of its UNet; choose a whole checkpoint.")
     return shapes[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from lora_trainer.families.ldm_names import VAE_PREFIX, VaeNames, is_vae_attenti
 from lora_trainer.families.lending import check_names, converted, lend
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from torch import Tensor
 
 
@@ -59,17 +59,18 @@ def vae_places(header: Mapping[str, TensorInfo], names: VaeNames) -> tuple[dict[
 
 def empty_vae(shape: VaeShape) -> AutoencoderKL:
     """diffusers' module of this structure on the `meta` device, without weights."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     levels = len(shape.channels)
+    config: dict[str, Any] = {  # whose types diffusers declares as tuples of one
+        "block_out_channels": shape.channels,
+        "layers_per_block": shape.layers,
+        "latent_channels": shape.latent_channels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
     with torch.device("meta"):
-        return AutoencoderKL(
-            block_out_channels=shape.channels,
-            layers_per_block=shape.layers,
-            latent_channels=shape.latent_channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-        )
+        return AutoencoderKL(**config)
 
 
 def build_vae(
