@@ -116,10 +116,7 @@ class DataSet:
         mirrored = [self._mirrored(sample) for sample in samples]
         captions = tuple(self._caption(sample) for sample in samples)
         latents = self._latents.batch(self._pictures_of(samples), mirrored)
-        # Several processes take every so many-th batch each: the stride of the last two calls is that of the next.
-        stride = max(1, index - self._last_index) if self._last_index >= 0 else 1
-        self._last_index = index
-        self._latents.expect(self._pictures_of(self._order.micro_batch(index + stride)))
+        self._read_ahead(index)
         sizes = [
             self._pictures[sample.item].crop.sizes(*self.items[sample.item].size, mirrored=mirror)
             for sample, mirror in zip(samples, mirrored, strict=True)
@@ -132,6 +129,14 @@ class DataSet:
             sizes=torch.tensor(sizes, dtype=torch.float32),
             weights=torch.ones(len(samples)),
         )
+
+    def _read_ahead(self, index: int) -> None:
+        if self._latents is None or self._config.cache != "none":
+            return
+        # Several processes take every so many-th batch each: the stride of the last two calls is that of the next.
+        stride = max(1, index - self._last_index) if self._last_index >= 0 else 1
+        self._last_index = index
+        self._latents.expect(self._pictures_of(self._order.micro_batch(index + stride)))
 
     def _pictures_of(self, samples: Sequence[Sample]) -> list[Picture]:
         return [self._pictures[sample.item] for sample in samples]
@@ -158,7 +163,8 @@ class DataSet:
     def _leave_out(self, damaged: dict[Path, str]) -> Iterator[Event]:
         left = [item for item in self.items if item.path not in damaged]
         if not left:
-            raise PlainError(f"Not one image of {self._folder} could be decoded; the first: {next(iter(damaged.values()))}")
+            first = next(iter(damaged.values()))
+            raise PlainError(f"Not one image of {self._folder} could be decoded; the first: {first}")
         yield Told(f"{len(damaged)} of {len(self.items)} images are damaged and left out.", "warning")
         self._arrange(left)
 

@@ -100,11 +100,10 @@ class LatentCache:
         return self._encode(pictures, torch.stack(pixels))
 
     def expect(self, pictures: Sequence[Picture]) -> None:
-        """Begin to decode, in the background, what the next call of `batch` will ask for; only where nothing is kept."""
-        if self.mode == "none":
-            pool = ThreadPoolExecutor(1, thread_name_prefix="images")
-            self._expected = pictures, pool.submit(lambda: [pixels_of(picture) for picture in pictures])
-            pool.shutdown(wait=False)  # the thread ends with its work, so nothing is left behind by a run
+        """Begin to decode in the background what the next call of `batch` will ask for; of use in mode "none"."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._expected = pictures, pool.submit(lambda: [pixels_of(picture) for picture in pictures])
+        pool.shutdown(wait=False)  # the thread ends with its work, so nothing is left behind by a run
 
     def _read(self, group: Sequence[Picture]) -> list[Tensor | str] | None:
         """Pixels or the fault of each picture; None if all are kept. Runs in a reader's thread.

@@ -57,11 +57,10 @@ class TextCache:
         context = states.context.cpu()
         pooled = None if states.pooled is None else states.pooled.cpu()
         empty = self._states[""].context if "" in self._states else None
+        rows = [slice(row, row + 1) for row in range(len(captions))]
         return [
-            TextStates(
-                _without_padding(context[i : i + 1], empty).clone(), None if pooled is None else pooled[i : i + 1].clone()
-            )
-            for i in range(len(captions))
+            TextStates(_without_padding(context[row], empty).clone(), None if pooled is None else pooled[row].clone())
+            for row in rows
         ]
 
 
