@@ -13,7 +13,6 @@ Shape letters: r rank, `in` and `out` channels of the adapted layer, (kh, kw) it
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +25,11 @@ from torch.nn import functional
 
 from lora_trainer.config.options import NetworkConfig
 from lora_trainer.contracts import NetworkState, ParameterGroup, PlainError
+from lora_trainer.networks.state import ALPHA, DOWN, UP, draw_down
 from lora_trainer.networks.targets import canonical, choose
 
 # Contains no dot and begins no module's name: peft removes "." + this name from every key, wherever it stands.
 ADAPTER = "lt_train"
-
-DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 
 class _PeftLayer(Protocol):
@@ -191,16 +189,6 @@ class LoraNetwork:
             weights[f"{layer.name}.{DOWN}"] = _weight(layer.down)
             weights[f"{layer.name}.{UP}"] = _weight(layer.up)
         return weights
-
-
-def draw_down(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """First weights of a down projection (r, in[, kh, kw]), float32 on the CPU.
-
-    He et al. 2015 (arXiv 1502.01852), eq. 14 with a leak of sqrt(5), as kohya's scripts and peft have it: uniform
-    within sqrt(6 / ((1 + 5) fan_in)) = 1 / sqrt(fan_in).
-    """
-    bound = 1 / math.sqrt(math.prod(shape[1:]))
-    return torch.empty(tuple(shape), dtype=torch.float32).uniform_(-bound, bound, generator=generator)
 
 
 def _wrap(part: nn.Module, paths: Sequence[str], rank: int, alpha: float) -> None:

@@ -13,8 +13,8 @@ The three levels hold what users of kohya's scripts and LyCORIS expect of their 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple, cast
 
 from torch import nn
 
@@ -74,7 +74,8 @@ def choose(part: nn.Module, targets: str) -> Targets:
     """Modules of `part` that the level `targets` adapts; raises PlainError if there are none or no such level."""
     if targets not in LEVELS:
         raise PlainError(f"The targets '{targets}' are unknown; there are {', '.join(LEVELS)}.")
-    candidates = [path for path, module in part.named_modules() if layer_kind(module) is not None]
+    named = cast("Iterator[tuple[str, nn.Module]]", part.named_modules())
+    candidates = [path for path, module in named if layer_kind(module) is not None]
     groups = max(_LAYOUTS.values(), key=lambda layout: sum(_matches(layout[0], path) for path in candidates))
     asked = [group for group in groups if group.level <= LEVELS.index(targets)]
     paths = tuple(sorted(path for path in candidates if any(_matches(group, path) for group in asked)))
