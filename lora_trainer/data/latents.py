@@ -111,8 +111,10 @@ class LatentCache:
         A group is encoded whole if any of it is missing: the last bits of an encoder's result hang on what is
         encoded together, and a run that was stopped here and resumed shall see what an unbroken one sees.
         """
-        if self.mode == "disk" and all(self._on_disk(picture) for picture in group):
-            return None
+        if self.mode == "disk":
+            there = [self._on_disk(picture) for picture in group]  # of every one, since this also names their files
+            if all(there):
+                return None
         found: list[Tensor | str] = []
         for picture in group:
             try:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
 
-# Epochs are worked out in blocks of at least this many samples, since numpy's cost per call is that of some thousand
+# Epochs are worked out in blocks of at least this many samples, since a call of numpy costs as much as some hundred
 # numbers; the stream itself does not depend on it.
-_BLOCK = 16384
+_BLOCK = 1024
 
 
 class Sample(NamedTuple):

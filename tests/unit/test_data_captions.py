@@ -85,9 +85,9 @@ def test_csv_commas_without_quotes_belong_to_the_caption(tmp_path: Path) -> None
 def test_csv_faults_are_plain(tmp_path: Path) -> None:
     with pytest.raises(PlainError, match=r"filename,prompt.*found: image;label"):
         read_csv(_csv(tmp_path, "image;label\n1.png;cat\n"))
-    with pytest.raises(PlainError, match="filename,prompt.*empty"):
+    with pytest.raises(PlainError, match=r"filename,prompt.*empty"):
         read_csv(_csv(tmp_path, ""))
-    with pytest.raises(PlainError, match="line 3.*quotes"):
+    with pytest.raises(PlainError, match=r"line 3.*quotes"):
         read_csv(_csv(tmp_path, 'filename,prompt\n1.png,"a cat\n2.png,dog\n'))
 
 
