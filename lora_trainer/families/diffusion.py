@@ -53,9 +53,9 @@ class DiffusionFamily(ABC):
     modelspec_architecture: str
     latent_scale: float  # latents are the VAE's times this
     towers: ClassVar[Mapping[str, TowerPlace]]
-    lora_spellings: ClassVar[
-        Mapping[str, str]
-    ]  # prefixes of text modules in LoRA files, any spelling, and the part they mean
+    text_parts: tuple[str, ...]
+    # Part by the prefix that its modules have in LoRA files, in any spelling.
+    lora_spellings: ClassVar[Mapping[str, str]]
     unet_names: UnetNames  # of the full-size model: how LDM names in LoRA files are read
 
     @abstractmethod

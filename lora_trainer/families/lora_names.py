@@ -32,7 +32,7 @@ _PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora$")
 
 
 def kohya_text_name(prefix: str, path: str) -> str:
-    """ "encoder.layers.0.mlp.fc1" of the encoder called "lora_te1" to "lora_te1_text_model_encoder_layers_0_mlp_fc1"."""
+    """kohya's name of a text module: encoder.layers.0.mlp.fc1 to lora_te1_text_model_encoder_layers_0_mlp_fc1."""
     path = canonical_path(path)
     level = "" if path.startswith("text_projection") else "text_model_"
     return f"{prefix}_{level}{path.replace('.', '_')}"
@@ -81,7 +81,7 @@ def _text(part: str, name: str) -> tuple[str, str] | None:
 
 
 def _dotted(name: str) -> str | None:
-    """ "mid_block_attentions_0_proj_in" to "mid_block.attentions.0.proj_in"; dots stay; None where a word is unknown."""
+    """Dots for the right "_": mid_block_attentions_0_proj_in to mid_block.attentions.0.proj_in; None if unknown."""
     if "." in name:
         return name
     words, place = [], 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,9 +51,17 @@ def slim_checkpoint(
     kind: Kind, seed: int = 0, dtype: torch.dtype = torch.float32, v_pred: bool = False, sketch: Sketch | None = None
 ) -> dict[str, Tensor]:
     """Tensors of a whole checkpoint: the same seed gives the same. `v_pred` marks it as such files are marked:
-    SDXL by two empty tensors, SD2 by what its UNet answers."""
+    SDXL by two empty tensors, SD2 by what its UNet answers.
+
+    The dictionary is the caller's, the tensors are shared with who asks for the same: replace them, do not change them.
+    """
+    return dict(_checkpoint(kind, seed, dtype, v_pred, sketch or SKETCHES[kind]))
+
+
+@lru_cache(maxsize=8)
+def _checkpoint(kind: Kind, seed: int, dtype: torch.dtype, v_pred: bool, sketch: Sketch) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = dict(all_shapes(kind, sketch or SKETCHES[kind]))
+    shapes = dict(all_shapes(kind, sketch))
     tensors = {name: _fill(name, shape, generator).to(dtype) for name, shape in shapes.items()}
     if kind == "sdxl" and v_pred:
         tensors |= {"v_pred": torch.zeros(0, dtype=dtype), "ztsnr": torch.zeros(0, dtype=dtype)}
