@@ -76,8 +76,9 @@ def pictures(lora: Path, prompts: Sequence[str], weights: Sequence[float]) -> li
     from lora_trainer.jobs.start import put_on
 
     lent = lend_file(ASSETS / "scenes.safetensors")
-    base = family_named(lent.facts.family).adopt(lent, torch.device("cpu"), torch.float32)
-    network = put_on(base, lora)
+    family = family_named(lent.facts.family)
+    base = family.adopt(lent, torch.device("cpu"), torch.float32)
+    network = put_on(base, family, lora)
     rows: list[list[Image.Image]] = []
     for weight in weights:
         with network.scaled(weight):

@@ -135,7 +135,7 @@ def plan_run(config: RunConfig, host: Host, *, resume: bool = False, processes: 
         processes=processes, seed=seed, resolution=resolution,
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every,
-        sample_every=config.samples.every or save_every, choices=choices, notes=tuple(found.warnings),
+        sample_every=config.samples.every or save_every, choices=choices, notes=(*found.warnings, *data.warnings),
     )  # fmt: skip
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.load import dump, dump_yaml, load
 from lora_trainer.contracts import PlainError
+from lora_trainer.data.scan import Item
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.networks.metadata import RunFacts, build
 from lora_trainer.weights.write import write_whole
@@ -88,7 +91,7 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             shuffle_captions=data.shuffle_captions,
             keep_tokens=data.keep_tokens,
             flip=data.flip,
-            tag_frequency=plan.data.tag_frequency,
+            tag_frequency=_tags(plan.data.items),
             buckets=plan.data.bucket_counts,
             recipe=recipe(plan),
         )
@@ -103,7 +106,12 @@ def write_recipe(plan: Plan) -> None:
 
 def resumable_facts(plan: Plan) -> dict[str, Any]:
     """What must agree between a state and the run that goes on from it."""
-    return {"seed": plan.seed, "config": resolved_config(plan), "data": plan.data.fingerprint, "base": plan.lent.name}
+    return {
+        "seed": plan.seed,
+        "config": resolved_config(plan),
+        "data": _data_digest(plan.data.items),
+        "base": plan.lent.name,
+    }
 
 
 def what_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -125,6 +133,17 @@ def what_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if then["data"] != now["data"]:
         sentences.append("Since the checkpoint the images or captions changed; from here on the new ones are used.")
     return sentences
+
+
+def _tags(items: Sequence[Item]) -> Counter[str]:
+    """How many images each comma-separated tag of the captions stands at."""
+    return Counter(tag for item in items for tag in {tag.strip() for tag in item.caption.split(",")} if tag)
+
+
+def _data_digest(items: Sequence[Item]) -> str:
+    """Changes with the names, sizes, repeats and captions of the images; SHA-256."""
+    listed = [(item.name, item.size, item.repeats, item.caption) for item in items]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _last_part(path: str | None) -> str | None:

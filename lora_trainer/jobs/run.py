@@ -110,10 +110,7 @@ class _Job:
         base = plan.family.adopt(plan.lent, plan.device, plan.dtype, parts)
         frozen_text = not any(part in plan.rates for part in plan.family.text_parts)
         encode_text = (lambda captions: base.encode_text(captions, plan.clip_skip)) if frozen_text else None
-        work = plan.data.prepare(
-            base.encode_images, encode_text,
-            fingerprint=base.fingerprint("vae"), folder=_cache_folder(plan),
-        )  # fmt: skip
+        work = plan.data.prepare(base.encode_images, encode_text, fingerprint=base.fingerprint("vae"))
         for event in _one_at_a_time(self.host.exclusive, work):
             yield event
             if self.control.take().stop:
@@ -172,10 +169,6 @@ def _loss(plan: Plan, base: BaseModel) -> DiffusionLoss:
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
         plan.config.network.dropout,
     )  # fmt: skip
-
-
-def _cache_folder(plan: Plan) -> Any:
-    raise NotImplementedError
 
 
 def _one_at_a_time(exclusive: Callable[[], AbstractContextManager[None]], events: Iterator[Event]) -> Iterator[Event]:
