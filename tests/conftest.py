@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +17,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else each forked test process warns
+
+# The same examples at each run, none kept on disk, and no minutes spent on finding the shortest failing one.
+hypothesis.settings.register_profile(
+    "here", derandomize=True, database=None, deadline=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)  # fmt: skip
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True, scope="session")

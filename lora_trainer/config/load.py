@@ -106,7 +106,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(config: RunConfig) -> str:
     """The configuration as YAML text; read again it gives an equal one."""
-    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(dump(config), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # --- mappings --------------------------------------------------------------------------------------------------------
@@ -221,6 +221,17 @@ _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Safe writing that escapes what PyYAML would write bare and read as something else, such as U+0085."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = None if data.isprintable() else '"'
+        return yaml.ScalarNode("tag:yaml.org,2002:str", data, style=style)
+
+
+_PlainDumper.add_representer(str, _PlainDumper.represent_str)
 
 
 def _text_of(path: Path) -> str:
