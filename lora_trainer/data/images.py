@@ -97,7 +97,10 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info and "Raw profile type exif" not in image.info:
         return 1  # getexif would decode the whole image in search of a late chunk
-    return int(image.getexif().get(_ORIENTATION, 1))
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
+        return 1  # damaged EXIF says nothing, and the pixels are whole all the same
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -50,6 +50,12 @@ def test_each_orientation_comes_out_upright(tmp_path: Path, ending: str, orienta
         np.testing.assert_array_equal(_array(loaded), _array(upright))
 
 
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage!", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f"])
+def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, exif: bytes) -> None:
+    ramp(16, 8).save(tmp_path / "a.jpg", exif=exif, quality=98)
+    assert image_size(tmp_path / "a.jpg") == load_rgb(tmp_path / "a.jpg").size == (16, 8)
+
+
 def test_transparent_parts_are_laid_on_white(tmp_path: Path) -> None:
     values = np.zeros((1, 3, 4), dtype=np.uint8)
     values[0, :, 0] = 200

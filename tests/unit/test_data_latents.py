@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_trainer.contracts import PlainError, Prepared, Told
+from lora_trainer.data import latents
 from lora_trainer.data.buckets import Buckets
 from lora_trainer.data.latents import CacheMode, LatentCache, Picture, pixels_of
 from tests.builders.pictures import picture_folder, ramp
@@ -179,10 +181,13 @@ def test_nan_from_the_encoder_is_a_fault_in_words(folder: Path) -> None:
         list(cache.fill(_pictures(folder)))
 
 
-def test_stopping_half_way_leaves_no_threads_waiting(folder: Path) -> None:
-    work = _cache(folder, "disk", Encoder()).fill(_pictures(folder))
+def test_stopping_half_way_leaves_no_threads_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(picture: Picture) -> Tensor:
+        time.sleep(0.1)
+        return pixels_of(picture)
+
+    monkeypatch.setattr(latents, "pixels_of", slowly)
+    work = _cache(folder, "memory", Encoder()).fill(_pictures(folder))
     next(work)
     work.close()
-    import threading
-
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
