@@ -54,7 +54,7 @@ def find_module(name: str, unet: UnetNames, text_parts: Mapping[str, str]) -> tu
             return _unet(name[len(prefix) :], unet)
     if name.startswith(("text_model.", "encoder.layers.")) and "text_encoder" in text_parts:
         return _text(text_parts["text_encoder"], name)
-    return _unet(name, unet) if "." in name else None
+    return _unet(name, unet)
 
 
 def _unet(name: str, names: UnetNames) -> tuple[str, str] | None:

@@ -72,10 +72,13 @@ def theirs_vae(tensors: dict[str, Tensor]) -> Any:
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    vae: Any = AutoencoderKL(**{
-        "block_out_channels": VAE_CHANNELS, "layers_per_block": 2, "latent_channels": 4,
-        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    })  # fmt: skip
+    vae: Any = AutoencoderKL(
+        block_out_channels=VAE_CHANNELS,
+        layers_per_block=2,
+        latent_channels=4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+    )
     vae.load_state_dict(convert_ldm_vae_checkpoint(dict(tensors), vae.config))
     return vae.eval()
 
