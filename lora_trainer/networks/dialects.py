@@ -10,7 +10,8 @@ What a module is called belongs to the family, so the functions that know it are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
@@ -21,31 +22,24 @@ from lora_trainer.networks.targets import canonical
 KohyaName = Callable[[str, str], str]  # (part, path) -> name in a file
 ModuleOf = Callable[[str], "tuple[str, str] | None"]  # name in a file -> (part, path)
 
-# Endings of keys; the third and fourth pair are those of diffusers before it took to peft.
-_ENDINGS: Mapping[str, str] = {
-    ".lora_down.weight": DOWN,
-    ".lora_up.weight": UP,
-    ".lora_A.weight": DOWN,
-    ".lora_B.weight": UP,
-    ".lora.down.weight": DOWN,
-    ".lora.up.weight": UP,
-    ".lora_linear_layer.down.weight": DOWN,
-    ".lora_linear_layer.up.weight": UP,
-    ".alpha": ALPHA,
+# Endings of keys: kohya's, peft's, and the three that diffusers had before it took to peft.
+_ENDINGS: Mapping[str, re.Pattern[str]] = {
+    DOWN: re.compile(r"(?:\.(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)|(?<=_lora)\.down)\.weight$"),
+    UP: re.compile(r"(?:\.(?:lora_up|lora_B|lora\.up|lora_linear_layer\.up)|(?<=_lora)\.up)\.weight$"),
+    ALPHA: re.compile(r"\.alpha$"),
 }
 
-# What a key holds tells the kind; names as HOSTS' loaders and LyCORIS write them.
+# Keys of other kinds, as peft and the WebUIs' loaders know them (A1111 v1.10.1, extensions-builtin/Lora).
 _OTHER_KINDS: Mapping[str, str] = {
-    ".hada_": "a LoHa",
-    ".lokr_": "a LoKr",
-    ".dora_scale": "a DoRA",
-    ".lora_magnitude_vector": "a DoRA",
-    ".lora_mid.": "a LoCon in Tucker form",
-    ".oft_": "an OFT",
-    ".on_input": "an IA3",
-    ".diff": "a full difference",
-    ".w_norm": "a norm difference",
-    ".a1.weight": "a GLoRA",
+    r"\.hada_[wt]\d": "a LoHa",
+    r"\.lokr_[wt]\d": "a LoKr",
+    r"\.(?:dora_scale|lora_magnitude_vector)\b": "a DoRA",
+    r"\.lora_mid\.": "a LoCon in Tucker form",
+    r"\.oft_(?:blocks|diag)\b": "an OFT",
+    r"\.on_input$": "an IA3",
+    r"\.diff(?:_b)?$": "a full difference",
+    r"\.[wb]_norm$": "a norm difference",
+    r"\.[ab]1\.weight$": "a GLoRA",
 }
 
 
@@ -95,17 +89,26 @@ def to_state(tensors: Mapping[str, Tensor], module_of: ModuleOf, source: str) ->
     return as_state(modules)
 
 
+def other_kind(keys: Iterable[str]) -> tuple[str, str] | None:
+    """("a LoHa", the key that tells so) for a network that is no plain LoRA; None for a LoRA, or no network at all."""
+    return next(((kind, key) for key in keys for mark, kind in _OTHER_KINDS.items() if re.search(mark, key)), None)
+
+
+def is_lora(keys: Iterable[str]) -> bool:
+    """Whether some of the keys are a LoRA's, in either dialect."""
+    return any(_split(key)[1] == DOWN for key in keys)
+
+
 def refuse_other_kinds(tensors: Mapping[str, object], source: str) -> None:
     """Raise PlainError where the keys are not those of a plain LoRA, saying what they are."""
-    for key in tensors:
-        for mark, kind in _OTHER_KINDS.items():
-            if mark in key:
-                raise PlainError(f"{source} is {kind} (it holds {key}), and only plain LoRA can be read.")
-    if not any(key.endswith(ending) for key in tensors for ending in _ENDINGS if _ENDINGS[ending] == DOWN):
+    found = other_kind(tensors)
+    if found:
+        raise PlainError(f"{source} is {found[0]} (it holds {found[1]}), and only plain LoRA can be read.")
+    if not is_lora(tensors):
         raise PlainError(f"{source} is not a LoRA: among its {len(tensors)} tensors is no lora_down or lora_A.")
 
 
-def module_names(keys: Mapping[str, object]) -> list[str]:
+def module_names(keys: Iterable[str]) -> list[str]:
     """Names of the modules in a LoRA file, in its own spelling, sorted."""
     return sorted({name for key in keys if (name := _split(key)[0])})
 
@@ -122,9 +125,9 @@ def _by_module(tensors: Mapping[str, Tensor], source: str) -> dict[str, dict[str
 
 def _split(key: str) -> tuple[str, str]:
     """Module name and role (DOWN, UP, ALPHA) of a key; two empty strings for any other key."""
-    for ending, role in _ENDINGS.items():
-        if key.endswith(ending):
-            return key.removesuffix(ending).removeprefix("base_model.model."), role
+    for role, ending in _ENDINGS.items():
+        if match := ending.search(key):
+            return key[: match.start()].removeprefix("base_model.model."), role
     return "", ""
 
 

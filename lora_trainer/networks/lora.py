@@ -14,7 +14,7 @@ Shape letters: r rank, `in` and `out` channels of the adapted layer, (kh, kw) it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -160,7 +160,7 @@ class LoraNetwork:
                 weight.copy_(state[key])
 
     @contextmanager
-    def scaled(self, weight: float) -> Iterator[None]:
+    def scaled(self, weight: float) -> Generator[None, None, None]:
         """Within it the network acts at `weight`, and dropout rests: 0 is the base model, 1 what is trained."""
         outside = [layer.layer.scaling[ADAPTER] for layer in self._placed]
         resting, self._dropout.resting = self._dropout.resting, True
@@ -202,7 +202,7 @@ def _wrap(part: nn.Module, paths: Sequence[str], rank: int, alpha: float) -> Non
         init_lora_weights=False,
     )
     # Making the layers draws weights that are overwritten; what the process draws next must not depend on it.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         inject_adapter_in_model(config, part, adapter_name=ADAPTER)
 
 

@@ -5,7 +5,7 @@ Shape letters: r rank as it is, R rank as wanted, `in` and `out` channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -38,7 +38,7 @@ def resize(state: NetworkState, rank: int, alpha: float, generator: torch.Genera
         if weights.rank <= rank:
             modules[name] = _grown(weights, rank, alpha, generator)
             # Only fallen ranks lose anything, but the error over all is against the whole change.
-            total += float(weights.delta().double().square().sum())
+            total += weights.norm() ** 2
             continue
         modules[name], tail, whole = _shrunk(weights, rank, alpha)
         errors[name] = (tail / whole) ** 0.5 if whole else 0.0
@@ -80,12 +80,13 @@ def _shrunk(weights: ModuleWeights, rank: int, alpha: float) -> tuple[ModuleWeig
 
 
 def _qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    return cast("tuple[Tensor, Tensor]", torch.linalg.qr(matrix))  # pyright: ignore[reportUnknownMemberType]
+    qr = cast("Callable[[Tensor], tuple[Tensor, Tensor]]", torch.linalg.qr)  # pyright: ignore[reportUnknownMemberType]
+    return qr(matrix)
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    parts = torch.linalg.svd(matrix, full_matrices=False)  # pyright: ignore[reportUnknownMemberType]
-    return cast("tuple[Tensor, Tensor, Tensor]", parts)
+    svd = cast("Callable[..., tuple[Tensor, Tensor, Tensor]]", torch.linalg.svd)  # pyright: ignore[reportUnknownMemberType]
+    return svd(matrix, full_matrices=False)
 
 
 def _filled(factor: Tensor, rank: int, dim: int) -> Tensor:

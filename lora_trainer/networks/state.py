@@ -38,6 +38,11 @@ class ModuleWeights(NamedTuple):
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
         return (product * self.scale).reshape(self.up.shape[0], *self.down.shape[1:])
 
+    def norm(self) -> float:
+        """Frobenius norm of `delta`, without making it: its square is the trace of (up' up)(down down'), r by r."""
+        down, up = self.down.double().flatten(1), self.up.double().flatten(1)
+        return abs(self.scale) * float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
+
 
 def modules_of(state: Mapping[str, Tensor]) -> dict[str, ModuleWeights]:
     """The modules of a state by "<part>.<path>", in the order of their down weights; KeyError if one is incomplete."""
