@@ -89,7 +89,9 @@ class Plan:
         return "\n".join([*lines, *notes])
 
 
-def plan_run(config: RunConfig, host: Host, *, resume: bool = False, processes: int = 1) -> Plan:
+def plan_run(
+    config: RunConfig, host: Host, *, resume: bool = False, processes: int = 1, device: torch.device | None = None
+) -> Plan:
     """Resolve everything that the configuration leaves open. Raises PlainError; writes nothing, reads no weights."""
     if config.task == "text-generation":
         raise PlainError(
@@ -103,7 +105,7 @@ def plan_run(config: RunConfig, host: Host, *, resume: bool = False, processes: 
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
     data = DataSet(found, config.data, resolution=resolution, seed=seed)
     files, file_choice = _files(config, resume)
-    device = host.device()
+    device = device or host.device()
     dtype, dtype_choice = _dtype(config.train.mixed_precision, device)
     rates, rate_choice = _rates(config, family)
     steps, step_choice = _steps(config, data, processes)

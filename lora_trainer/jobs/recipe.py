@@ -92,7 +92,7 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             keep_tokens=data.keep_tokens,
             flip=data.flip,
             tag_frequency=_tags(plan.data.items),
-            buckets=plan.data.bucket_counts,
+            buckets=plan.data.bucket_counts(),
             recipe=recipe(plan),
         )
     )

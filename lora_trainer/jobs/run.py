@@ -43,7 +43,7 @@ def run(config: RunConfig, *, host: Host, control: Controls, resume: bool = Fals
     saved, told = newest_state(run_files(config.output.directory, config.output.name)) if resume else (None, [])
     if saved and config.train.seed is None:
         config = replace(config, train=replace(config.train, seed=saved.facts["seed"]))
-    plan = plan_run(config, host, resume=resume, processes=processes.count)
+    plan = plan_run(config, host, resume=resume, processes=processes.count, device=processes.device)
     job = _Job(plan, host, control, processes, saved)
     events = job.events([*told, *_about_resuming(resume, saved, plan), *plan.notes])
     if processes.rank > 0:

@@ -52,7 +52,8 @@ class AcceleratedProcesses:
     def __init__(self) -> None:
         import accelerate
 
-        state: Any = accelerate.PartialState()
+        # Without being told so, accelerate takes several processes on a machine without a GPU for one each.
+        state: Any = accelerate.PartialState(cpu=not torch.cuda.is_available())
         self.rank: int = state.process_index
         self.count: int = state.num_processes
         self.device: torch.device = state.device

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from lora_trainer.contracts import Finished, PlainError, Sampled, Saved, Started, Stepped, Told
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.jobs.plan import plan_run
 from lora_trainer.jobs.run import Controls, run
-from tests.builders.runs import run_all, small_run
+from tests.builders.runs import run_all, small_run, write_pictures
 
 
 def only(events, kind):
@@ -24,8 +25,9 @@ def test_a_run_writes_a_lora_with_effect_and_its_recipe(tmp_path, family):
     assert isinstance(end, Finished)
     assert end.outcome == "done", end
     assert [e.step for e in only(events, Stepped)] == [1, 2, 3, 4, 5, 6]
-    with safe_open(tmp_path / "out/lora/lora.safetensors", "pt") as file:
-        ups = [file.get_tensor(key) for key in file if key.endswith("lora_up.weight")]
+    path = tmp_path / "out/lora/lora.safetensors"
+    ups = [tensor for key, tensor in load_file(path).items() if key.endswith("lora_up.weight")]
+    with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert ups
     assert all(up.abs().max() > 0 for up in ups)
@@ -102,15 +104,18 @@ def test_resume_with_another_rank_is_refused_and_nothing_is_lost(tmp_path):
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):
-    run_all(small_run(tmp_path, output__precision="fp32"))
-    run_all(small_run(
-        tmp_path, data__batch_size=1, train__gradient_accumulation_steps=2, output__precision="fp32",
-        output__directory=str(tmp_path / "halves" / "lora"),
-    ))
-    with safe_open(tmp_path / "out/lora/lora.safetensors", "pt") as one, \
-            safe_open(tmp_path / "halves/lora/lora.safetensors", "pt") as two:
-        for key in one:
-            torch.testing.assert_close(two.get_tensor(key), one.get_tensor(key), rtol=1e-3, atol=1e-4)
+    write_pictures(tmp_path / "pictures", sides=((128, 128),))  # the UNet's norms refuse one picture of one latent cell
+    whole = small_run(tmp_path, data__resolution=128, output__precision="fp32")
+    halves = small_run(
+        tmp_path, data__resolution=128, data__batch_size=1, train__gradient_accumulation_steps=2,
+        output__precision="fp32", output__directory=str(tmp_path / "halves" / "lora"),
+    )  # fmt: skip
+    run_all(whole)
+    run_all(halves)
+    two = load_file(tmp_path / "halves/lora/lora.safetensors")
+    for key, tensor in load_file(tmp_path / "out/lora/lora.safetensors").items():
+        # As wholes: where a gradient is all but zero, AdamW's first steps turn its rounding into a full step.
+        assert (two[key] - tensor).norm() <= 2e-3 * tensor.norm(), key
 
 
 def test_samples_are_drawn_at_the_start_and_on_the_way(tmp_path):
@@ -150,11 +155,10 @@ def test_training_on_from_a_lora_starts_with_its_effect(tmp_path):
         train__steps=1, output__directory=str(tmp_path / "on" / "lora"),
     ))
     assert events[-1].outcome == "done"
-    with safe_open(first, "pt") as one, safe_open(tmp_path / "on/lora/lora.safetensors", "pt") as two:
-        shared = [key for key in two if key.startswith("lora_unet")]
-        assert shared
-        for key in shared:
-            torch.testing.assert_close(two.get_tensor(key).float(), one.get_tensor(key).float(), rtol=1e-3, atol=1e-5)
+    one, two = load_file(first), load_file(tmp_path / "on/lora/lora.safetensors")
+    assert any(key.startswith("lora_unet") for key in two)
+    for key, tensor in two.items():
+        torch.testing.assert_close(tensor.float(), one[key].float(), rtol=1e-3, atol=1e-5)
 
 
 def test_finished_saves_are_reported_with_their_step(tmp_path):
