@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
 
 def _demo(rest: list[str]) -> int:
     environment = _made(Environment("newest", ROOT / ".venv", RUN, PYTHONS))
-    return _call([environment.python, "-m", "lora_trainer.demo.show", *rest])
+    return _call([environment.python, "-m", "lora_trainer", "demo", *rest])
 
 
 # --- test ------------------------------------------------------------------------------------------------------------

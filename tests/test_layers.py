@@ -41,9 +41,9 @@ TABLE = {
     f"{PACKAGE}/weights": May(set(), {"torch", "safetensors", "numpy"}),
     f"{PACKAGE}/families": May(
         {"config", "weights"},
-        {"torch", "diffusers", "transformers", "tokenizers", "open_clip", "ftfy", "safetensors", "yaml"},
+        {"torch", "diffusers", "transformers", "tokenizers", "open_clip", "ftfy", "safetensors", "yaml", "PIL"},
     ),
-    f"{PACKAGE}/networks": May({"config"}, {"torch", "peft", "safetensors"}),
+    f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
     f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors"}),
     f"{PACKAGE}/captioners": May({"config"}, {"torch", "transformers", "PIL", "numpy"}),
     f"{PACKAGE}/train": May({"config"}, {"torch", "accelerate"}),
@@ -51,7 +51,7 @@ TABLE = {
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}
     ),
     f"{PACKAGE}/hosts": May({"config", "weights", "families"}, {"torch", "accelerate", *HOST}),
-    f"{PACKAGE}/interfaces": May({"config", "jobs", "hosts"}, {"tqdm"}),
+    f"{PACKAGE}/interfaces": May({"config", "jobs", "hosts", "demo"}, {"tqdm"}),
     f"{PACKAGE}/interfaces/ui": May({"config", "jobs", "hosts", "interfaces"}, {"gradio"}),
     f"{PACKAGE}/interfaces/api": May({"config", "jobs", "hosts", "interfaces"}, {"fastapi", "starlette"}),
     f"{PACKAGE}/demo": May(

@@ -15,6 +15,21 @@ def families() -> tuple[Family, ...]:
     return sdxl.FAMILY, sd2.FAMILY, sd1.FAMILY
 
 
+def families_table() -> str:
+    """What README.md says of the families, as a markdown table; `python -m lora_trainer.families.registry` prints it."""
+    rows = [
+        "| family | trained at | text encoders | their rate | `ss_base_model_version` |",
+        "|---|---|---|---|---|",
+    ]
+    for family in reversed(families()):
+        rate = f"{family.defaults.text_encoder_learning_rate:g}" if family.defaults.text_encoder_learning_rate else "off"
+        rows.append(
+            f"| {family.title} (`{family.name}`) | {family.defaults.resolution} px | {len(family.text_parts)} | {rate} | "
+            f"`{family.metadata_version}` |"
+        )
+    return "\n".join(rows)
+
+
 def family_named(name: str) -> Family:
     """The family of this name ("sd1", "sd2", "sdxl"). KeyError if there is none."""
     return {family.name: family for family in families()}[name]
@@ -53,3 +68,7 @@ def lend_file(path: Path | str) -> LentModel:
     family, facts = identify(stored.header, path, stored.metadata)
     name = path.name if path.is_dir() else path.stem
     return resolve(LentModel(stored, stored.header, facts, name, path, owned=True), family)
+
+
+if __name__ == "__main__":
+    print(families_table())

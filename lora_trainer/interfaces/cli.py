@@ -1,4 +1,4 @@
-"""The command line: `python -m lora_trainer train | export | merge | inspect`.
+"""The command line: `python -m lora_trainer train | export | merge | inspect | demo`.
 
 Other people's scripts depend on the words and the exit codes below, so they change slowest of all.
 """
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(verbs)
     _add_merge(verbs)
     _add_inspect(verbs)
+    _add_demo(verbs)
     return top
 
 
@@ -132,6 +133,7 @@ def _add_merge(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--lora", type=weighted_lora, required=True, action="append", metavar="FILE[:WEIGHT]",
                       help="LoRA file and its weight (default: 1); may be given several times")  # fmt: skip
     verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+    verb.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="number format (default: the base's)")
     verb.set_defaults(do=_merge)
 
 
@@ -139,6 +141,13 @@ def _add_inspect(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verb = _verb(verbs, "inspect", "tell what a LoRA file holds: kind, rank, family, recipe, norms")
     verb.add_argument("file", type=Path, metavar="FILE", help="LoRA file to read")
     verb.set_defaults(do=_inspect)
+
+
+def _add_demo(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = _verb(verbs, "demo", "train a LoRA on the embedded base model and draw before and after")
+    verb.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR",
+                      help="folder for the LoRA and the picture (default: output/demo)")  # fmt: skip
+    verb.set_defaults(do=_demo)
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -170,7 +179,7 @@ def _export(given: argparse.Namespace) -> int:
 def _merge(given: argparse.Namespace) -> int:
     from lora_trainer.jobs.merge import merge
 
-    print(merge(given.base, given.lora, given.output))
+    print(merge(given.base, given.lora, given.output, given.precision))
     return DONE
 
 
@@ -179,6 +188,17 @@ def _inspect(given: argparse.Namespace) -> int:
 
     print(inspect(given.file))
     return DONE
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from lora_trainer.demo.show import demonstrate
+    from lora_trainer.hosts.standalone import Standalone
+    from lora_trainer.interfaces.progress import exit_code, follow
+    from lora_trainer.jobs.run import Controls
+
+    control = Controls()
+    with _stopped_by_hand(control):
+        return exit_code(follow(demonstrate(given.output, host=Standalone(), control=control), sys.stderr))
 
 
 @contextmanager
