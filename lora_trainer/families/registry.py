@@ -16,17 +16,21 @@ def families() -> tuple[Family, ...]:
 
 
 def families_table() -> str:
-    """What README.md says of the families, as a markdown table; `python -m lora_trainer.families.registry` prints it."""
+    """What README.md says of the families, as a markdown table; running this file prints it."""
     rows = [
         "| family | trained at | text encoders | their rate | `ss_base_model_version` |",
         "|---|---|---|---|---|",
     ]
     for family in reversed(families()):
-        rate = f"{family.defaults.text_encoder_learning_rate:g}" if family.defaults.text_encoder_learning_rate else "off"
-        rows.append(
-            f"| {family.title} (`{family.name}`) | {family.defaults.resolution} px | {len(family.text_parts)} | {rate} | "
-            f"`{family.metadata_version}` |"
-        )
+        resolution, text_rate, _ = family.defaults
+        cells = [
+            f"{family.title} (`{family.name}`)",
+            f"{resolution} px",
+            f"{len(family.text_parts)}",
+            f"{text_rate:g}" if text_rate else "off",
+            f"`{family.metadata_version}`",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
