@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from tqdm import tqdm
 
@@ -72,7 +73,10 @@ def sentence(event: Told | Saved | Sampled | Skipped) -> str:
     if isinstance(event, Sampled):
         drawn = f"{len(event.paths)} samples" if len(event.paths) != 1 else "1 sample"
         return f"Drew {drawn} at step {event.step}: {', '.join(str(path) for path in event.paths)}"
-    return f"Warning: step {event.step} had a loss or gradient that is no number; skipped ({event.in_a_row} in a row)."
+    if event.in_a_row == 0:
+        return f"Step {event.step} was too large for fp16; skipped, and the loss is scaled lower from here."
+    what = f"the loss {event.loss}" if not math.isfinite(event.loss) else "a gradient that is no number"
+    return f"Warning: step {event.step} had {what}; skipped ({event.in_a_row} in a row)."
 
 
 def _facts(event: Stepped, loss: float) -> dict[str, str]:
@@ -107,10 +111,12 @@ class _Bar:
         bar = self._bar
         if bar is None or self._what != what:
             self.close()
-            bar = tqdm[Any](
-                desc=what, initial=done, total=total, unit=unit, file=self._stream, bar_format=BAR, dynamic_ncols=True
-            )
-            self._bar, self._what = bar, what
+            bar = self._bar = cast(
+                "tqdm[Any]",
+                tqdm(desc=what, initial=done, total=total, unit=unit, file=self._stream, bar_format=BAR,
+                     dynamic_ncols=True),
+            )  # fmt: skip
+            self._what = what
         bar.update(done - bar.n)
         return bar
 
