@@ -10,9 +10,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from lora_trainer.contracts import PlainError
 
 STATE_ENDING = ".state"
 
@@ -72,8 +75,18 @@ def untouched(directory: str, name: str | None) -> RunFiles:
     """Like `run_files`, but with "-2", "-3", ... where a run is already: on the folder (and so on the name made from
     it), or on the name alone where that was given, since a folder such as models/Lora is shared by many runs."""
     files = run_files(directory, name)
-    folder, number = files.folder.resolve(), 1
+    folder = files.folder if files.folder.name else files.folder.resolve()  # "." has no name to put a number on
+    number = 1
     while files.hold_a_run():
         number += 1
-        files = run_files(directory, f"{name}-{number}") if name else run_files(f"{folder}-{number}", None)
+        files = RunFiles(files.folder, f"{name}-{number}") if name else run_files(f"{folder}-{number}", None)
     return files
+
+
+def check_writable(folder: Path) -> None:
+    """Raise PlainError where the folder could not be made or written into; makes nothing."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise PlainError(f"output_dir {folder} cannot be a folder: {nearest} is a file; name another place.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PlainError(f"output_dir {folder} cannot be written: {nearest} is closed to you; name another place.")

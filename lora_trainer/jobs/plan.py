@@ -15,7 +15,7 @@ from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
 from lora_trainer.families.registry import family_named, lend_file
-from lora_trainer.jobs.files import RunFiles, run_files, untouched
+from lora_trainer.jobs.files import RunFiles, check_writable, run_files, untouched
 
 CHECKPOINTS_IN_A_RUN = 10  # where save_steps is silent
 
@@ -137,7 +137,8 @@ def plan_run(
         processes=processes, seed=seed, resolution=resolution,
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every,
-        sample_every=config.samples.every or save_every, choices=choices, notes=(*found.warnings, *data.warnings),
+        sample_every=config.samples.every or save_every, choices=choices,
+        notes=(*found.warnings, *data.warnings, *_taken(file_choice)),
     )  # fmt: skip
 
 
@@ -182,13 +183,16 @@ def _captions_found(found: Scan) -> str:
 def _files(config: RunConfig, resume: bool) -> tuple[RunFiles, Choice]:
     directory, name = config.output.directory, config.output.name
     wanted = run_files(directory, name)
-    if wanted.folder.exists() and not wanted.folder.is_dir():
-        raise PlainError(f"output_dir {directory} is a file; name a folder for the LoRA.")
+    check_writable(wanted.folder)
     files = wanted if resume else untouched(directory, name)
     reason = ""
     if files != wanted:
         reason = f"{wanted.name} is there already and is left alone; --resume goes on from it"
     return files, Choice("result", str(files.lora), reason)
+
+
+def _taken(choice: Choice) -> list[str]:
+    return [f"The result goes to {choice.value}: {choice.reason}."] if choice.reason else []
 
 
 def _dtype(asked: str, device: torch.device) -> tuple[torch.dtype, Choice]:

@@ -22,28 +22,26 @@ def recorded(plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
     with ExitStack() as opened:
         log: TextIO | None = None
         board: _Board | None = None
+        said = [plan.text()]  # before there is a log: a run that is refused leaves no folder behind
         for event in events:
-            if log is None:  # not before the first event: a run refused for bad input leaves no folder behind
+            line = in_words(event)
+            if line:
+                said.append(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}")
+            if isinstance(event, Started):
                 plan.files.log.parent.mkdir(parents=True, exist_ok=True)
                 log = opened.enter_context(plan.files.log.open("a", encoding="utf-8"))
-                log.write(f"{plan.text()}\n")
-            if isinstance(event, Started) and plan.config.output.tensorboard:
-                board = opened.enter_context(_Board(plan, event.step))
-                if board.missing:
-                    missing = Told(board.missing, "warning")
-                    _log(log, missing)
-                    yield missing
-            _log(log, event)
+                if plan.config.output.tensorboard:
+                    board = opened.enter_context(_Board(plan, event.step))
+                    said.append(board.missing)
+                    if board.missing:
+                        yield Told(board.missing, "warning")
+            if log:
+                log.writelines(f"{sentence}\n" for sentence in said if sentence)
+                log.flush()  # a killed run should leave its last line
+                said.clear()
             if board:
                 board.take(event)
             yield event
-
-
-def _log(log: TextIO, event: Event) -> None:
-    line = in_words(event)
-    if line:
-        log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
-        log.flush()  # a killed run should leave its last line
 
 
 def in_words(event: Event) -> str:

@@ -80,10 +80,6 @@ class _Job:
         for note in notes:
             yield Told(note, "warning")
         plan = self.plan
-        if self._writes:
-            plan.files.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(plan.files.folder)
-            write_recipe(plan)
         with ExitStack() as borrowed:
             encoders = yield from self._prepare()
             if encoders is None:
@@ -97,6 +93,10 @@ class _Job:
             borrowed.callback(network.eject)
             if plan.config.network.start_from and not self.saved:
                 yield from starting_weights(plan, network)
+            if self._writes:  # not sooner: a run that is refused leaves no folder behind
+                plan.files.folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(plan.files.folder)
+                write_recipe(plan)
             yield from self._train(base, network)
 
     @property

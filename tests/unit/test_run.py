@@ -92,6 +92,7 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path):
     before = {p.name: p.read_bytes() for p in (tmp_path / "out/lora").glob("*.safetensors")}
     events = run_all(small_run(tmp_path))
     assert events[-1].path == tmp_path / "out/lora-2/lora-2.safetensors"
+    assert any("left alone" in e.text for e in only(events, Told))
     assert {p.name: p.read_bytes() for p in (tmp_path / "out/lora").glob("*.safetensors")} == before
 
 
@@ -164,3 +165,21 @@ def test_training_on_from_a_lora_starts_with_its_effect(tmp_path):
 def test_finished_saves_are_reported_with_their_step(tmp_path):
     saved = only(run_all(small_run(tmp_path)), Saved)
     assert [(e.step, e.final) for e in saved] == [(2, False), (4, False), (6, True)]
+
+
+@pytest.mark.parametrize("place", ["afile", "afile/below"])
+def test_a_file_where_the_folder_should_be_is_told_before_anything_is_done(tmp_path, place):
+    (tmp_path / "afile").write_text("not a folder")
+    with pytest.raises(PlainError, match="afile is a file"):
+        run_all(small_run(tmp_path, output__directory=str(tmp_path / place)))
+
+
+def test_a_lora_of_another_family_to_start_from_is_refused_and_nothing_is_written(tmp_path):
+    run_all(small_run(tmp_path, train__steps=1))
+    config = small_run(
+        tmp_path, "sdxl", network__start_from=str(tmp_path / "out/lora/lora.safetensors"),
+        output__directory=str(tmp_path / "on" / "lora"),
+    )  # fmt: skip
+    with pytest.raises(PlainError, match="Stable Diffusion XL"):
+        run_all(config)
+    assert not (tmp_path / "on").exists()
