@@ -227,7 +227,9 @@ def _rates(config: RunConfig, family: Family) -> tuple[dict[str, float], Choice]
 def _steps(config: RunConfig, data: DataSet, processes: int) -> tuple[int, Choice]:
     train = config.train
     if train.steps is not None:
-        return train.steps, Choice("steps", str(train.steps), "asked for")
+        seen = train.steps * config.data.batch_size * train.gradient_accumulation_steps * processes
+        epochs = seen / data.samples_per_epoch
+        return train.steps, Choice("steps", f"{train.steps} ({epochs:.3g} epochs)", "asked for")
     epochs, reason = train.epochs, ""
     if epochs is None:
         # What the community's guides agree on: about 100 looks at each image, 1500 to 3000 in all.
