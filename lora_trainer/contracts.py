@@ -11,11 +11,11 @@ D width of the text states, P width of the pooled text output, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Union
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # annotations only: reading this page must not cost the host a torch import
     import torch
@@ -167,7 +167,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """The endless stream of micro-batches; a function of the seed and the index alone, so a resumed run sees the same."""
+    """The endless stream of micro-batches: a function of seed and index, so that a resumed run sees the same."""
 
     def __call__(self, index: int) -> Batch: ...
 
@@ -302,7 +302,7 @@ class Finished:
     text: str
 
 
-Event = Union[Told, Prepared, Started, Stepped, Skipped, Saved, Sampled, Finished]
+Event = Told | Prepared | Started | Stepped | Skipped | Saved | Sampled | Finished
 
 
 # --- the host --------------------------------------------------------------------------------------------------------
@@ -339,5 +339,3 @@ class Host(Protocol):
 
     def paths(self) -> HostPaths: ...
 
-
-EventStream = Iterator[Event]
