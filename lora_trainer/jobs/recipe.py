@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lora_trainer.config.load import dump, dump_yaml, load
 from lora_trainer.contracts import PlainError
@@ -100,8 +100,12 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
 
 def write_recipe(plan: Plan) -> None:
     """Write `<name>.yaml`: `train --config` with it repeats the run."""
-    text = dump_yaml(load(resolved_config(plan)))
-    write_whole(plan.files.recipe, lambda file: file.write(text.encode("utf-8")))
+    text = dump_yaml(load(resolved_config(plan))).encode("utf-8")
+
+    def fill(file: BinaryIO) -> None:
+        file.write(text)
+
+    write_whole(plan.files.recipe, fill)
 
 
 def resumable_facts(plan: Plan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lora_trainer.config.options import RunConfig
-from lora_trainer.contracts import BaseModel, Event, Finished, Host, Network, Sampled, Told
+from lora_trainer.contracts import BaseModel, Control, Event, Finished, Host, Network, Sampled, Told
 from lora_trainer.jobs.checkpoints import SavedRun, newest_state
 from lora_trainer.jobs.files import run_files
 from lora_trainer.jobs.plan import Plan, plan_run
@@ -33,7 +33,7 @@ from lora_trainer.weights.write import remove_leftovers
 __all__ = ["Controls", "run"]
 
 
-def run(config: RunConfig, *, host: Host, control: Controls, resume: bool = False) -> Iterator[Event]:
+def run(config: RunConfig, *, host: Host, control: Control, resume: bool = False) -> Iterator[Event]:
     """Train, and yield what happens; the last event is `Finished`. Raises PlainError for bad input.
 
     Whatever was borrowed (the host's weights, its device, the layers put on) is given back when the iterator ends,
@@ -72,7 +72,7 @@ def _about_resuming(resume: bool, saved: SavedRun | None, plan: Plan) -> list[st
 class _Job:
     plan: Plan
     host: Host
-    control: Controls
+    control: Control
     processes: Processes
     saved: SavedRun | None
 
@@ -155,8 +155,9 @@ class _Job:
         if writer:
             yield from writer.finish(outcome)
         else:
-            ended = {"done": "done", "stopped": "stopped"}.get(outcome.kind, "failed")
-            yield Finished(ended, outcome.state.step, None, "")
+            yield Finished(
+                outcome.kind if outcome.kind in ("done", "stopped") else "failed", outcome.state.step, None, ""
+            )
 
 
 def _drawn(sampled: Sampled | None) -> Iterator[Event]:

@@ -1,0 +1,1 @@
+"""Small real inputs that tests share: checkpoints, pictures, runs."""
