@@ -52,7 +52,7 @@ class TextCache:
         return TextStates(torch.cat(padded), torch.cat(pooled) if pooled else None)
 
     def _encoded(self, captions: Sequence[str]) -> list[TextStates]:
-        with torch.no_grad():  # and not inference_mode: its tensors may not take part in a backward pass
+        with torch.no_grad():
             states = self._encode_text(captions)
         context = states.context.cpu()
         pooled = None if states.pooled is None else states.pooled.cpu()

@@ -82,4 +82,3 @@ def test_states_carry_no_graph() -> None:
     list(cache.fill({"a"}))
     found = cache.batch(["a", "b"]).context
     assert not found.requires_grad
-    assert not found.is_inference()  # such tensors could not take part in the UNet's backward pass
