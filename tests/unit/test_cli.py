@@ -126,11 +126,16 @@ def test_the_first_interrupt_asks_for_an_orderly_end_and_the_second_ends_at_once
 ) -> None:
     control = Controls()
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), _stopped_by_hand(control):
-        signal.raise_signal(signal.SIGINT)
-        assert control.take().stop
-        assert "Finishing the step and saving" in capfd.readouterr().err
-        signal.raise_signal(signal.SIGINT)
+
+    def pressed_twice() -> None:
+        with _stopped_by_hand(control):
+            signal.raise_signal(signal.SIGINT)
+            assert control.take().stop
+            assert "Finishing the step and saving" in capfd.readouterr().err
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pressed_twice()
     assert signal.getsignal(signal.SIGINT) is before
 
 
