@@ -85,7 +85,7 @@ def make_scheduler(base: BaseModel) -> Any:
     }  # fmt: skip
     if base.facts.zero_terminal_snr:
         return DDIMScheduler(
-            **schedule, clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing",
+            **schedule, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
             rescale_betas_zero_snr=True,
         )  # fmt: skip
     return DPMSolverMultistepScheduler(**schedule)

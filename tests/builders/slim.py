@@ -1,7 +1,8 @@
 """Random-weight checkpoints in the real LDM names and layout, slim in width, so that a test takes milliseconds.
 
 Numbers and order of the blocks are those of the real UNets and VAE (SD1, SD2: 686 + 248 tensors), so every name occurs;
-GroupNorm's 32 groups and the heads of 64 channels (SD2, SDXL) set the least widths. No output layer is zero, as the
+GroupNorm's 32 groups and the heads of 64 channels (SD2, SDXL) set the least widths; SD1's lowest level has 64, because
+at 64 pixels it sees a single cell, and torch refuses groups of one value. No output layer is zero, as the
 real initialisation has it: everything would come out constant.
 """
 
@@ -40,7 +41,7 @@ class Sketch:
 
 
 SKETCHES: dict[Kind, Sketch] = {
-    "sd1": Sketch((32, 64, 32, 32), (1, 1, 1, 0), 1, False, TEXT_WIDTH, 0),
+    "sd1": Sketch((32, 96, 64, 64), (1, 1, 1, 0), 1, False, TEXT_WIDTH, 0),
     "sd2": Sketch((64, 128, 64, 64), (1, 1, 1, 0), 1, True, TEXT_WIDTH, 0),
     "sdxl": Sketch((64, 128, 64), (0, 1, 2), 2, True, 2 * TEXT_WIDTH, TEXT_WIDTH + TIME_IDS),
 }

@@ -254,7 +254,7 @@ def test_a_checkpoint_that_is_not_whole_is_told(fault: str):
     words = {
         "missing": r"UNet lacks 1 weights \(such as down_blocks.1.resnets.0.conv1.weight\)",
         "unknown": r"UNet holds 1 unknown ones \(such as model.*in_layers.7.weight\)",
-        "shape": r"gives the shape \(64, 5, 3, 3\) where its neighbours ask for \(64, 32, 3, 3\)",
+        "shape": r"gives the shape \(96, 5, 3, 3\) where its neighbours ask for \(96, 32, 3, 3\)",
         "quantised": "is quantised",
     }
     with pytest.raises(PlainError, match=words[fault]):
