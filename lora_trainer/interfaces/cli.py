@@ -156,7 +156,7 @@ def _add_demo(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _train(given: argparse.Namespace) -> int:
     config = load(load_yaml(given.config) if given.config else {}, flags_of(given))
 
-    from lora_trainer.hosts.standalone import Standalone
+    from lora_trainer.hosts.standalone import Standalone, keep_freed_memory
     from lora_trainer.interfaces.progress import exit_code, follow
     from lora_trainer.jobs.plan import plan_run
     from lora_trainer.jobs.run import Controls, run
@@ -164,6 +164,7 @@ def _train(given: argparse.Namespace) -> int:
     if given.dry_run:
         print(plan_run(config, Standalone(), resume=given.resume).text())
         return DONE
+    keep_freed_memory()
     control = Controls()
     with _stopped_by_hand(control):
         return exit_code(follow(run(config, host=Standalone(), control=control, resume=given.resume), sys.stderr))
@@ -192,10 +193,11 @@ def _inspect(given: argparse.Namespace) -> int:
 
 def _demo(given: argparse.Namespace) -> int:
     from lora_trainer.demo.show import demonstrate
-    from lora_trainer.hosts.standalone import Standalone
+    from lora_trainer.hosts.standalone import Standalone, keep_freed_memory
     from lora_trainer.interfaces.progress import exit_code, follow
     from lora_trainer.jobs.run import Controls
 
+    keep_freed_memory()
     control = Controls()
     with _stopped_by_hand(control):
         return exit_code(follow(demonstrate(given.output, host=Standalone(), control=control), sys.stderr))

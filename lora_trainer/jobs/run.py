@@ -13,6 +13,7 @@ from torch import nn
 
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import BaseModel, Control, Event, Finished, Host, Network, Sampled, Told
+from lora_trainer.families.frozen_convolution import hasten
 from lora_trainer.jobs.checkpoints import SavedRun, newest_state
 from lora_trainer.jobs.files import run_files
 from lora_trainer.jobs.plan import Plan, plan_run
@@ -87,6 +88,8 @@ class _Job:
                 return
             base = plan.family.adopt(plan.lent, plan.device, plan.dtype, ["unet"])
             base.parts.update(encoders)
+            if plan.device.type == "cpu":
+                hasten(base.parts["unet"])
             network = inject(
                 base.parts, replace(plan.config.network, alpha=plan.alpha), train_parts=list(plan.rates), seed=plan.seed
             )
