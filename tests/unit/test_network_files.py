@@ -116,7 +116,7 @@ def test_the_older_diffusers_names_and_a_missing_alpha_are_read() -> None:
         assert weights.alpha == 2
         assert torch.equal(weights.down, down)
         assert torch.equal(weights.up, up)
-    with pytest.raises(PlainError, match="holds unet.conv_in.weight, which is no part of a LoRA"):
+    with pytest.raises(PlainError, match=r"holds unet\.conv_in\.weight, which is no part of a LoRA"):
         to_state({**tensors, "unet.conv_in.weight": down}, module_of, "old.safetensors")
 
 
