@@ -1,5 +1,9 @@
 """Writes the embedded base as Stable Diffusion 1 checkpoints are: one safetensors file in LDM names and its `.yaml`."""
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# (diffusers annotates unions of which a caller knows the one, and tuples of one where there are several)
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -50,7 +50,7 @@ def train_judge(path: Path, seed: int, pictures: int = 6000, steps: int = 1500, 
     while pace.tick(optimizer):
         chosen = torch.randint(len(drawn), (batch,), generator=rng)
         scores = judge(_worn(to_unit(drawn[chosen]), rng))
-        loss = sum(F.cross_entropy(scores[n], right[n][chosen]) for n in scores)
+        loss = torch.stack([F.cross_entropy(scores[n], right[n][chosen]) for n in scores]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -1,5 +1,9 @@
 """Second stage of the maker: text encoder and UNet, trained together by the diffusion loss on plain scenes only."""
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# (diffusers annotates unions of which a caller knows the one, and tuples of one where there are several)
+
 from __future__ import annotations
 
 import copy

@@ -1,5 +1,9 @@
 """First stage of the maker: the VAE, trained on pictures of both styles, because the LoRA draws through it."""
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# (diffusers annotates unions of which a caller knows the one, and tuples of one where there are several)
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,6 +4,10 @@ Everything a Stable Diffusion 1 loader takes for granted is kept: 4 latent chann
 everywhere, 1x1 convolutions around the attention, CLIP's vocabulary and 77 tokens. Only widths and depths are small.
 """
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# (diffusers annotates unions of which a caller knows the one, and tuples of one where there are several)
+
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel

@@ -1,5 +1,9 @@
 """Pictures from prompts with the embedded base's modules: deterministic DDIM with classifier-free guidance."""
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# (diffusers annotates unions of which a caller knows the one, and tuples of one where there are several)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -76,7 +76,7 @@ def _snow(y: float, rng: np.random.Generator) -> list[Shape]:
             foot = y + 0.05 - level * h
             tip = (x, foot - 0.45 * h)
             shapes.append(poly((0.20, 0.42, 0.38), (x - wide * h, foot), tip, (x + wide * h, foot)))
-    flakes = [oval((1, 1, 1), *rng.random(2), 0.007, 0.007, traced=False) for _ in range(22)]
+    flakes = [oval((1, 1, 1), x, y, 0.007, 0.007, traced=False) for x, y in rng.random((22, 2))]
     return [*shapes, _rolling((0.93, 0.96, 0.99), y + 0.06, 0.015, rng), *flakes]
 
 
