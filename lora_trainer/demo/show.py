@@ -17,8 +17,8 @@ WEIGHTS = (0.0, 0.4, 0.8)  # rows of the picture: the base above, then the LoRA 
 PROMPTS = (
     "a red house at the sea at night",
     "a blue car in a field by day",
-    "a yellow fish at the sea at sunset",
-    "a green tree on a hill by day",
+    "a yellow boat at the sea at sunset",
+    "a green tree in the snow by day",
     "a purple balloon in a desert at sunset",
     "an orange cat in a field at night",
 )
