@@ -16,15 +16,14 @@ from lora_trainer.networks.state import modules_of
 from tests.builders.networks import KINDS, TARGETS, base_model, outputs, predict, put_on, randomise, weights_of
 from tests.builders.slim import Kind
 
+# Every choice of layers on SD1; elsewhere the widest, which holds the others.
+CASES = [*(("sd1", targets) for targets in TARGETS), ("sd2", "all"), ("sdxl", "all")]
+each_choice = pytest.mark.parametrize(("base", "targets"), CASES, indirect=["base"])
+
 
 @pytest.fixture(scope="module", params=KINDS)
 def base(request: pytest.FixtureRequest) -> BaseModel:
     return base_model(request.param)
-
-
-@pytest.fixture(params=TARGETS)
-def targets(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +39,7 @@ def base_as_found(request: pytest.FixtureRequest) -> Iterator[None]:
             part.requires_grad_(True)
 
 
+@each_choice
 def test_a_fresh_network_changes_nothing_and_a_trained_one_does(base: BaseModel, targets: str) -> None:
     before = outputs(base)
     network = put_on(base, targets)
@@ -54,10 +54,12 @@ def test_a_fresh_network_changes_nothing_and_a_trained_one_does(base: BaseModel,
     network.eject()
 
 
+@each_choice
 def test_eject_leaves_no_trace(base: BaseModel, targets: str) -> None:
     hooked = base.parts["unet"].get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
     calls: list[int] = []
     hook = hooked.register_forward_hook(lambda *_: calls.append(1))
+    outputs(base)  # transformers notes on a model that it ran; that is not the network's doing
     flags = [p.requires_grad_(index % 3 == 0).requires_grad for index, p in enumerate(_parameters(base))]
     modules = {part: [(n, id(m), type(m), sorted(vars(m))) for n, m in module.named_modules()]
                for part, module in base.parts.items()}  # fmt: skip
@@ -86,6 +88,7 @@ def test_eject_leaves_no_trace(base: BaseModel, targets: str) -> None:
     network.eject()  # a second time, as a `with` nest may do
 
 
+@each_choice
 def test_gradients_reach_exactly_the_networks_parameters(base: BaseModel, targets: str) -> None:
     network = put_on(base, targets)
     randomise(network)
@@ -98,13 +101,14 @@ def test_gradients_reach_exactly_the_networks_parameters(base: BaseModel, target
                 # An encoder's last layer may lie behind the states that are used, and its pooled output unused.
                 assert reached or part != "unet", name
             else:
-                assert not reached and not parameter.requires_grad, name
+                assert (reached, parameter.requires_grad) == (False, False), name
     assert all(p.dtype == torch.float32 for group in network.groups() for p in group.parameters)
     reached = [p for group in network.groups() for p in group.parameters if p.grad is not None and p.grad.any()]
     assert len(reached) >= 0.7 * len(ours)
     network.eject()
 
 
+@each_choice
 def test_training_leaves_the_base_bit_identical(base: BaseModel, targets: str) -> None:
     before = {part: weights_of(module) for part, module in base.parts.items()}
     network = put_on(base, targets)
@@ -120,26 +124,31 @@ def test_training_leaves_the_base_bit_identical(base: BaseModel, targets: str) -
         assert all(torch.equal(before[part][name], value) for name, value in module.state_dict().items())
 
 
+@each_choice
 def test_the_delta_added_to_the_weights_gives_the_same_output(base: BaseModel, targets: str) -> None:
+    bare = outputs(base)
     network = put_on(base, targets)
     randomise(network)
     with network.scaled(0.7):
         adapted = outputs(base)
     modules = modules_of(network.state())
     network.eject()
-    undo: list[tuple[nn.Parameter, torch.Tensor]] = []
+    undo: list[tuple[nn.Module, nn.Parameter]] = []
     for part, module in base.parts.items():
         for path, layer in module.named_modules():
             weights = modules.get(f"{part}.{path.removeprefix('text_model.')}")
             if weights is not None:
-                undo.append((layer.weight, layer.weight.detach().clone()))
-                layer.weight.data += 0.7 * weights.delta().reshape(layer.weight.shape)
+                own = layer.weight
+                layer.weight = nn.Parameter(own + 0.7 * weights.delta().reshape(own.shape))
+                undo.append((layer, own))
     assert len(undo) == len(modules)
     merged = outputs(base)
-    for parameter, value in undo:
-        parameter.data.copy_(value)
+    for layer, own in undo:
+        layer.weight = own
     for name, expected in adapted.items():
-        torch.testing.assert_close(merged[name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        # Sums in another order, carried through forty random layers: far below the effect itself.
+        error, effect = (merged[name] - expected).norm(), (expected - bare[name]).norm()
+        assert error < 1e-3 * effect, (name, float(error), float(effect))
 
 
 def test_scaled_goes_from_the_base_to_what_is_trained_and_back(base: BaseModel) -> None:
@@ -163,6 +172,7 @@ def test_scaled_goes_from_the_base_to_what_is_trained_and_back(base: BaseModel) 
         assert all(torch.equal(found[name], trained[name]) for found in (inner, after, failed))
 
 
+@each_choice
 def test_state_and_load_state_round_trip_bit_for_bit(base: BaseModel, targets: str) -> None:
     network = put_on(base, targets)
     randomise(network)
