@@ -118,7 +118,7 @@ def test_training_leaves_the_base_bit_identical(base: BaseModel, targets: str) -
         predict(base).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert any(not torch.equal(start[key], value) for key, value in network.state().items())
+    assert any(not torch.equal(start[key], value) for key, value in network.state().items()), "it did train"
     network.eject()
     for part, module in base.parts.items():
         assert all(torch.equal(before[part][name], value) for name, value in module.state_dict().items())
@@ -182,7 +182,8 @@ def test_state_and_load_state_round_trip_bit_for_bit(base: BaseModel, targets: s
     assert not torch.equal(outputs(base)["unet"], expected["unet"])
     network.load_state(state)
     assert parameters == [id(p) for group in network.groups() for p in group.parameters], "optimizers hold these"
-    assert all(torch.equal(network.state()[key], value) for key, value in state.items())
+    loaded = network.state()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
     assert torch.equal(outputs(base)["unet"], expected["unet"])
     assert all(value.dtype == torch.float32 for value in state.values())
     network.eject()
@@ -201,7 +202,8 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(base: BaseMode
     ):
         with pytest.raises(PlainError, match=words):
             network.load_state(wrong)
-    assert all(torch.equal(network.state()[name], value) for name, value in state.items())
+    kept = network.state()
+    assert all(torch.equal(kept[name], value) for name, value in state.items())
     network.eject()
 
 
