@@ -8,7 +8,8 @@ Python of its environment; diffusers' train_text_to_image_lora.py likewise, with
 Both want CLIP's tokenizer in the Hugging Face cache. Rank 8, UNet only, AdamW, float32, the same images and captions.
 
 For each step two numbers: seconds on the clock, and processor seconds of the whole process, which other work on the
-machine disturbs less. The first two steps of each process are left out. Linux only (/proc, wait4).
+machine disturbs less; so that these hold work and no waiting, the threads of every contestant sleep when they wait
+(OMP_WAIT_POLICY). The first two steps of each process are left out. Linux only (/proc, wait4).
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--only", help="names of contestants, with / between them")
     options = parser.parse_args()
     environment = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUNBUFFERED="1")
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     if options.hub_cache:
         environment["HF_HOME"] = options.hub_cache
     samples: dict[str, Sample] = {}
