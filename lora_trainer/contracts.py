@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # annotations only: reading this page must not cost the host a torch import
     import torch
+    from PIL.Image import Image
     from torch import Tensor, nn
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -27,6 +28,10 @@ Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 
 class PlainError(Exception):
     """Bad input, told in one sentence: what was asked, what was found, what to do. Exit code 2, no traceback."""
+
+
+class ModelAway(Exception):
+    """The lent model is not there for now, in one sentence with what brings it back; a run waits for it."""
 
 
 # --- base models -----------------------------------------------------------------------------------------------------
@@ -53,7 +58,7 @@ class ModelFacts:
 class LentModel:
     """A base model as named tensors and facts, not as modules; from a file (read when asked for) or from the host."""
 
-    tensors: Mapping[str, Tensor]  # keys as in an LDM checkpoint file
+    tensors: Mapping[str, Tensor]  # keys as in an LDM checkpoint file; a host's are looked up anew at each access
     header: Mapping[str, TensorInfo]
     facts: ModelFacts
     name: str  # file stem, for metadata and messages
@@ -115,6 +120,14 @@ class BaseModel(Protocol):
 
     def release(self, *parts: str) -> None:
         """Forget parts that the run does not need any more."""
+        ...
+
+    def take_back(self) -> None:
+        """Point the parts at the lent tensors as they are now, wherever the host has moved them; cheap if it has not."""
+        ...
+
+    def let_go(self) -> None:
+        """Hold no lent tensor until the next `take_back`, so that the host can free its memory; nothing if owned."""
         ...
 
 
@@ -312,8 +325,23 @@ Event = Told | Prepared | Started | Stepped | Skipped | Saved | Sampled | Finish
 class HostPaths:
     """Where the host keeps things; stand-alone these come from the configuration."""
 
-    loras: Path | None
+    loras: Path | None  # where a LoRA goes that is given no folder
+    runs: Path | None = None  # states, logs and samples of runs that are given no folder; None: beside the LoRA
     checkpoints: tuple[Path, ...] = field(default=())
+    allowed: tuple[Path, ...] | None = None  # folders that requests over the network may name; None: any
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Pictures to draw: image i takes prompt i and seed + i."""
+
+    prompts: tuple[str, ...]
+    negative: str
+    size: int  # pixels, both sides
+    sampling_steps: int
+    guidance: float
+    seed: int
+    clip_skip: int
 
 
 class Host(Protocol):
@@ -322,20 +350,58 @@ class Host(Protocol):
     name: str
 
     def base_file(self, base: str) -> Path | None:
-        """The file or folder that `base` names; None where the host lends the model it has loaded instead."""
+        """The file or folder that `base` names; None where the host lends the model it has loaded instead.
+
+        Raises PlainError where `base` names a model that the host would have to load first.
+        """
+        ...
+
+    def lend(self) -> LentModel:
+        """The model that the host has loaded, or loads now; never a copy. Raises PlainError where there is none, or
+        where it is of a kind that cannot be trained upon."""
         ...
 
     def device(self) -> torch.device:
         """Where to train."""
         ...
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        """The right to use the device, held for one step at a time."""
+    def visit(self) -> AbstractContextManager[None]:
+        """A whole run: whatever the host's state was before is so again afterwards, however the run ends."""
+        ...
+
+    def exclusive(self, lent: LentModel, parts: Iterable[str]) -> AbstractContextManager[None]:
+        """The right to use the device and these parts of the lent model, for one step at a time; waits its turn.
+
+        Within it the parts are on the device, and their weights are the checkpoint's own. Raises ModelAway where the
+        host has another model loaded by now.
+        """
+        ...
+
+    def contended(self) -> bool:
+        """Whether somebody holds that right or waits for it just now."""
+        ...
+
+    def report(self, event: Event) -> None:
+        """Show the course of the run where the host shows its own work."""
+        ...
+
+    def interrupted(self) -> bool:
+        """Whether the host's own Interrupt was pressed for this run."""
+        ...
+
+    def draw(self, order: SampleOrder, lora: Path | None) -> Sequence[Image] | None:
+        """Pictures as the host's users would get them, with the LoRA at weight 1; None where the host draws nothing.
+
+        To be called within `exclusive`. PNG text that the host would save stands in `image.info["parameters"]`.
+        """
         ...
 
     def announce(self, path: Path) -> None:
         """A LoRA was written: make it usable now."""
         ...
 
-    def paths(self) -> HostPaths: ...
+    def prove(self, path: Path, order: SampleOrder) -> list[Told]:
+        """Let the host's own loader read the finished LoRA, and say what it made of it; empty where there is none."""
+        ...
 
+    def paths(self) -> HostPaths: ...

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lora_trainer.contracts import HostPaths
+from lora_trainer.contracts import Event, HostPaths, LentModel, PlainError, SampleOrder, Told
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 
 class Standalone:
@@ -27,9 +29,36 @@ class Standalone:
 
         return cast("torch.device", PartialState().device)
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    def lend(self) -> LentModel:
+        """Nothing is loaded here: every base is a file."""
+        raise PlainError("No base model is named; give base_model a checkpoint file or a diffusers folder.")
+
+    def visit(self) -> AbstractContextManager[None]:
+        """Nothing of a host's to put back."""
+        return nullcontext()
+
+    def exclusive(self, lent: LentModel, parts: Iterable[str]) -> AbstractContextManager[None]:
         """Nobody to share the device with."""
         return nullcontext()
+
+    def contended(self) -> bool:
+        """Nobody waits."""
+        return False
+
+    def report(self, event: Event) -> None:
+        """Whoever takes the events shows them."""
+
+    def interrupted(self) -> bool:
+        """There is no button but the command line's own Ctrl-C."""
+        return False
+
+    def draw(self, order: SampleOrder, lora: Path | None) -> Sequence[Image] | None:
+        """Nothing: the engine draws with diffusers."""
+        return None
+
+    def prove(self, path: Path, order: SampleOrder) -> list[Told]:
+        """No loader but our own."""
+        return []
 
     def announce(self, path: Path) -> None:
         """Nobody to tell."""
