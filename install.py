@@ -1,9 +1,11 @@
-"""Makes what is needed to run this outside of a WebUI; standard library only.
+"""Makes what is needed to run this, inside a WebUI or without one; standard library only.
 
     python install.py demo     makes .venv, installs into it, and trains a LoRA on the built-in base model
     python install.py test     also makes the environments with the hosts' pinned libraries, and runs every test
+    python install.py beside   for the Python of a WebUI: puts what it lacks into the folder "beside"
 
-Without a word it does nothing: so a WebUI calls it at each start. A second call reuses what the first one made.
+A WebUI calls it at each start without a word, which then means "beside"; without a WebUI that does nothing. A second call
+reuses what the first one made.
 """
 
 from __future__ import annotations
@@ -87,17 +89,19 @@ class Outcome(NamedTuple):
 def main(argv: list[str]) -> int:
     """Do what the words say; returns the exit code."""
     if not argv:
-        return 0
+        return _at_the_start_of_a_host()
     parser = argparse.ArgumentParser(
         prog="python install.py", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("what", choices=("demo", "test"), help="further words go to the demo or to pytest")
+    parser.add_argument("what", choices=("demo", "test", "beside"), help="further words go to the demo or to pytest")
     parser.add_argument("--only", choices=("lint", "newest", *HOST_PINS), help="test: this part alone")
     given, rest = parser.parse_known_args(argv)
     try:
         if given.what == "demo":
             return _demo(rest)
+        if given.what == "beside":
+            return int(not _beside())
         return _test(given.only, rest)
     except Failure as failure:
         print(f"\nError: {failure}", file=sys.stderr)
@@ -105,6 +109,28 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped by hand; the same command goes on from here.", file=sys.stderr)
         return 130
+
+
+# --- beside ----------------------------------------------------------------------------------------------------------
+
+
+def _at_the_start_of_a_host() -> int:
+    """Exit code 0 whatever happens: the WebUI starts, and the tab says what is missing."""
+    from lora_trainer.hosts.installer import called_by_a_host
+
+    if called_by_a_host():
+        _beside()
+    return 0
+
+
+def _beside() -> bool:
+    """Whether all that the host lacks lies beside it now."""
+    from lora_trainer.hosts.installer import put_beside
+
+    put = put_beside()
+    if put.told:
+        print(put.told)
+    return put.whole
 
 
 # --- demo ------------------------------------------------------------------------------------------------------------

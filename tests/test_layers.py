@@ -33,7 +33,7 @@ class May(NamedTuple):
 # The longest matching folder decides. A room that is not here yet may import nothing: name it, with its reasons.
 TABLE = {
     "scripts": May({"hosts", "interfaces"}, {"modules"}),
-    "install.py": May(set(), set()),
+    "install.py": May({"hosts"}, set()),  # one list of what is put beside a host and of what is looked for there
     f"{PACKAGE}/__init__.py": May(set(), set()),
     f"{PACKAGE}/__main__.py": May({"interfaces"}, set()),
     f"{PACKAGE}/contracts.py": May(set(), {"torch"}),
