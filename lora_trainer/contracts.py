@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # annotations only: reading this page must not cost the host a torch import
     import torch
@@ -122,8 +122,12 @@ class BaseModel(Protocol):
         """Forget parts that the run does not need any more."""
         ...
 
+    def join(self, other: Any) -> None:
+        """Add the parts of another base over the same model, of the same family."""
+        ...
+
     def take_back(self) -> None:
-        """Point the parts at the lent tensors as they are now, wherever the host has moved them; cheap if it has not."""
+        """Point the parts at the lent tensors wherever the host has them now; cheap if it has not moved them."""
         ...
 
     def let_go(self) -> None:
@@ -246,7 +250,15 @@ class Control(Protocol):
         """Orders given since the last call; `save` and `sample` are handed out once, `stop` stays."""
         ...
 
-    def wait_while_paused(self) -> None: ...
+    def stopped(self) -> bool:
+        """Whether `stop` was ordered; takes nothing."""
+        ...
+
+    def paused(self) -> bool: ...
+
+    def wait_while_paused(self) -> None:
+        """Return when the run may go on, or when there is an order to be carried out in the pause."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -348,6 +360,7 @@ class Host(Protocol):
     """Who lends the model and shows the result: a WebUI, or nobody (stand-alone)."""
 
     name: str
+    draws: bool  # whether `draw` gives pictures; else the engine draws them
 
     def base_file(self, base: str) -> Path | None:
         """The file or folder that `base` names; None where the host lends the model it has loaded instead.
@@ -378,7 +391,7 @@ class Host(Protocol):
         ...
 
     def contended(self) -> bool:
-        """Whether somebody holds that right or waits for it just now."""
+        """Whether somebody else holds that right or waits for it just now."""
         ...
 
     def report(self, event: Event) -> None:

@@ -35,7 +35,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     base: str = option(
-        "demo", "Checkpoint to train on: a .safetensors or .ckpt file, a diffusers folder, or 'demo' (the built-in).",
+        "", "Checkpoint to train on: a .safetensors or .ckpt file, a diffusers folder, or 'demo' (the built-in); "
+        "empty, inside a WebUI, is the checkpoint it has loaded.",
         alias="base_model", elsewhere=("pretrained_model_name_or_path",),
     )
     prediction: Literal["auto", "epsilon", "v_prediction"] = option(
@@ -169,9 +170,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    directory: str = option("output/my_lora", "Folder for the LoRA, its checkpoints and its log.", alias="output_dir")
+    directory: str | None = option(
+        None, "Folder for the LoRA, its checkpoints and its log; empty is the WebUI's own for LoRA, or output/my_lora.",
+        alias="output_dir",
+    )
     name: str | None = option(
-        None, "Name of the LoRA; empty takes the last part of the folder.", alias="output_name"
+        None, "Name of the LoRA; empty takes the last part of the folder, or of the images' where no folder is given.",
+        alias="output_name",
     )
     save_steps: int | None = option(
         None, "Write a checkpoint every so many steps; empty writes ten over the run; 0 only the last.",

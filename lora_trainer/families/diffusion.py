@@ -25,6 +25,7 @@ from lora_trainer.contracts import (
 )
 from lora_trainer.families.fingerprint import fingerprint
 from lora_trainer.families.ldm_names import UNET_PREFIX, VAE_PREFIX, UnetNames, VaeNames
+from lora_trainer.families.lending import Loan
 from lora_trainer.families.lora_names import find_module, kohya_text_name
 from lora_trainer.families.noise_schedule import alphas_cumprod
 from lora_trainer.families.text import TextTower, build_text_encoder, canonical_path, read_tower
@@ -92,15 +93,17 @@ class DiffusionFamily(ABC):
             )
         base = DiffusionBase(self, lent, device, dtype)
         for part in ("unet", "vae", *self.text_parts) if parts is None else parts:
-            base.parts[part] = self._build(part, lent, device, dtype)
+            precision = torch.float32 if part == "vae" else dtype  # in fp16 SDXL's VAE overflows
+            loan = Loan(lent.tensors, device, precision, owned=lent.owned)
+            base.put(part, self._build(part, lent.header, loan), loan)
         return base
 
-    def _build(self, part: str, lent: LentModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def _build(self, part: str, header: Mapping[str, TensorInfo], loan: Loan) -> nn.Module:
         if part == "unet":
-            return build_unet(lent.tensors, lent.header, self.heads, device=device, dtype=dtype)
+            return build_unet(loan, header, self.heads)
         if part == "vae":
-            return build_vae(lent.tensors, lent.header, device=device)
-        return build_text_encoder(lent.tensors, self.tower(lent.header, part), device=device, dtype=dtype)
+            return build_vae(loan, header)
+        return build_text_encoder(loan, self.tower(header, part))
 
     def tower(self, header: Mapping[str, TensorInfo], part: str) -> TextTower:
         """One text tower as it stands in a checkpoint."""
@@ -131,6 +134,17 @@ class DiffusionBase:
         self.dtype = dtype  # of UNet and text encoders; the VAE is float32
         self._family = family
         self._header = lent.header  # not the tensors: a part that is released must not be kept alive by us
+        self._loans: dict[str, Loan] = {}
+
+    def put(self, part: str, module: nn.Module, loan: Loan) -> None:
+        """Add a part and the loan that it stands on."""
+        self.parts[part] = module
+        self._loans[part] = loan
+
+    def join(self, other: DiffusionBase) -> None:
+        """Add the parts of another base over the same model."""
+        self.parts.update(other.parts)
+        self._loans.update(other._loans)
 
     def encode_text(self, captions: Sequence[str], clip_skip: int = 1) -> TextStates:
         """Captions of any length to states (B, 77 n, D) and, where the family has it, the pooled (B, P)."""
@@ -187,6 +201,17 @@ class DiffusionBase:
         """Forget parts that the run does not need any more; releasing an absent part does nothing."""
         for part in parts:
             self.parts.pop(part, None)
+            self._loans.pop(part, None)
+
+    def take_back(self) -> None:
+        """Point the parts at the lent tensors wherever the host has them now; cheap if it has not moved them."""
+        for loan in self._loans.values():
+            loan.take_back()
+
+    def let_go(self) -> None:
+        """Hold no lent tensor until the next `take_back`, so that the host can free its memory; nothing if owned."""
+        for loan in self._loans.values():
+            loan.let_go()
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Autocast to the weights' own dtype (another would keep a cast copy of them for the backward pass)."""

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from lora_trainer.contracts import LdmPlace, PlainError, TensorInfo, TextStates
-from lora_trainer.families.lending import converted, lend
+from lora_trainer.families.lending import Loan, View
 from lora_trainer.families.tokenizer import Layout
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 HEAD_WIDTH = 64  # of every CLIP text tower in use: L (768/12), H (1024/16), bigG (1280/20)
 _LEVEL = "text_model."
@@ -99,13 +99,10 @@ def read_tower(
     )
 
 
-def build_text_encoder(
-    tensors: Mapping[str, Tensor], tower: TextTower, *, device: torch.device, dtype: torch.dtype
-) -> nn.Module:
+def build_text_encoder(loan: Loan, tower: TextTower) -> nn.Module:
     """A frozen CLIPTextModel (CLIPTextModelWithProjection where the tower has one) over the lent tensors.
 
-    Nothing is copied where device and dtype agree; else tensors are converted one by one. Raises PlainError where a
-    tensor has another shape than its neighbours ask for.
+    Raises PlainError where a tensor has another shape than its neighbours ask for.
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -125,14 +122,17 @@ def build_text_encoder(
     with torch.device("meta"):
         encoder: nn.Module = (CLIPTextModel if tower.projection is None else CLIPTextModelWithProjection)(config)
     for path, place in tower.places.items():
-        tensor = tensors[place.key]
-        if place.rows is not None:
-            tensor = tensor[place.rows]  # before any conversion, which then keeps these rows alone
-        if path == _PROJECTION:
-            tensor = tensor.T  # open_clip multiplies by it, a linear layer by its transpose
-        lend(encoder, module_path(encoder, path), converted(tensor, place.key, device, dtype), place.key)
-    _place_positions(encoder, device)
+        loan.place(encoder, module_path(encoder, path), place.key, _view(path, place))
+    _place_positions(encoder, loan.device)
     return encoder.eval()
+
+
+def _view(path: str, place: LdmPlace) -> View | None:
+    """How the lent tensor is seen: open_clip has q, k, v as rows of one, and multiplies by its projection."""
+    rows = place.rows
+    if rows is not None:
+        return lambda tensor: tensor[rows]
+    return torch.t if path == _PROJECTION else None
 
 
 def encode_chunks(

@@ -10,11 +10,10 @@ import torch
 
 from lora_trainer.contracts import LdmPlace, PlainError, TensorInfo
 from lora_trainer.families.ldm_names import UNET_PREFIX, UnetNames
-from lora_trainer.families.lending import check_names, converted, lend
+from lora_trainer.families.lending import Loan, check_names
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from torch import Tensor
 
 Heads = Callable[[int], int]  # number of attention heads by channels: the one thing that no tensor's shape tells
 
@@ -102,21 +101,14 @@ def empty_unet(shape: UnetShape, heads: Heads) -> UNet2DConditionModel:
         return UNet2DConditionModel(**config)
 
 
-def build_unet(
-    tensors: Mapping[str, Tensor],
-    header: Mapping[str, TensorInfo],
-    heads: Heads,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> UNet2DConditionModel:
-    """A frozen UNet2DConditionModel over the lent tensors; those of another device or dtype are copied one by one."""
+def build_unet(loan: Loan, header: Mapping[str, TensorInfo], heads: Heads) -> UNet2DConditionModel:
+    """A frozen UNet2DConditionModel over the lent tensors."""
     shape = read_unet(header)
     unet = empty_unet(shape, heads)
     places, unknown = unet_places(header, shape.names)
     check_names(unet, places, unknown, "UNet")
     for name, place in places.items():
-        lend(unet, name, converted(tensors[place.key], place.key, device, dtype), place.key)
+        loan.place(unet, name, place.key)
     return unet.eval()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lora_trainer.contracts import LdmPlace, PlainError, TensorInfo
 from lora_trainer.families.ldm_names import VAE_PREFIX, VaeNames, is_vae_attention
-from lora_trainer.families.lending import check_names, converted, lend
+from lora_trainer.families.lending import Loan, check_names
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -73,20 +73,18 @@ def empty_vae(shape: VaeShape) -> AutoencoderKL:
         return AutoencoderKL(**config)
 
 
-def build_vae(
-    tensors: Mapping[str, Tensor], header: Mapping[str, TensorInfo], *, device: torch.device
-) -> AutoencoderKL:
-    """A frozen AutoencoderKL over the lent tensors, float32 whatever theirs: in fp16 SDXL's overflows.
-
-    float32 tensors on the same device are not copied.
-    """
+def build_vae(loan: Loan, header: Mapping[str, TensorInfo]) -> AutoencoderKL:
+    """A frozen AutoencoderKL over the lent tensors; give it a loan in float32, for in fp16 SDXL's overflows."""
     shape = read_vae(header)
     vae = empty_vae(shape)
     places, unknown = vae_places(header, shape.names)
     check_names(vae, places, unknown, "VAE")
     for name, place in places.items():
-        tensor = tensors[place.key]
-        if is_vae_attention(name) and tensor.ndim == 4:
-            tensor = tensor[:, :, 0, 0]  # LDM computes this attention with 1x1 convolutions
-        lend(vae, name, converted(tensor, place.key, device, torch.float32), place.key)
+        # LDM computes the attention with 1x1 convolutions
+        loan.place(vae, name, place.key, _without_window if is_vae_attention(name) else None)
     return vae.eval()
+
+
+def _without_window(weight: Tensor) -> Tensor:
+    """(out, in, 1, 1) to (out, in) on the same storage; a bias, and newer files' matrices, as they are."""
+    return weight[:, :, 0, 0] if weight.ndim == 4 else weight

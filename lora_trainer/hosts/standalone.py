@@ -18,10 +18,11 @@ class Standalone:
     """Implements `contracts.Host` for the command line."""
 
     name = "stand-alone"
+    draws = False
 
     def base_file(self, base: str) -> Path | None:
-        """The file or folder behind the name of a base model; every base is one here."""
-        return Path(base).expanduser()
+        """The file or folder behind the name of a base model; None where no name is given."""
+        return Path(base).expanduser() if base else None
 
     def device(self) -> torch.device:
         """The device that accelerate chooses: this process's own GPU, else the CPU."""
@@ -31,7 +32,7 @@ class Standalone:
 
     def lend(self) -> LentModel:
         """Nothing is loaded here: every base is a file."""
-        raise PlainError("No base model is named; give base_model a checkpoint file or a diffusers folder.")
+        raise PlainError("No base model is named; give base_model a checkpoint file, a diffusers folder or 'demo'.")
 
     def visit(self) -> AbstractContextManager[None]:
         """Nothing of a host's to put back."""

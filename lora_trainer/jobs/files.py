@@ -2,10 +2,12 @@
 
     <folder>/<name>.safetensors                 the LoRA
     <folder>/<name>-<step, six digits>.safetensors   checkpoints, each a LoRA that can be used
-    <folder>/<name>-<step, six digits>.state    what a resumed run needs (safetensors inside; another ending, so that
+    <work>/<name>-<step, six digits>.state      what a resumed run needs (safetensors inside; another ending, so that
                                                 a host does not list it as a LoRA)
-    <folder>/<name>.yaml                        the configuration as it was run
-    <folder>/samples/, <folder>/logs/           pictures, log and TensorBoard events
+    <work>/<name>.yaml                          the configuration as it was run
+    <work>/samples/, <work>/logs/               pictures, log and TensorBoard events
+
+The two folders are one, unless the LoRA goes into a WebUI's own folder.
 """
 
 from __future__ import annotations
@@ -15,17 +17,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.contracts import PlainError
+from lora_trainer.contracts import HostPaths, PlainError
 
 STATE_ENDING = ".state"
+DEFAULT_FOLDER = "output/my_lora"
+NOWHERE = HostPaths(loras=None)
 
 
 @dataclass(frozen=True)
 class RunFiles:
     """Where one run writes."""
 
-    folder: Path
+    folder: Path  # LoRA and checkpoints
     name: str
+    work: Path  # all else: the same folder, or one of the host's where `folder` is its list of LoRA
 
     @property
     def lora(self) -> Path:
@@ -33,31 +38,36 @@ class RunFiles:
 
     @property
     def recipe(self) -> Path:
-        return self.folder / f"{self.name}.yaml"
+        return self.work / f"{self.name}.yaml"
 
     @property
     def log(self) -> Path:
-        return self.folder / "logs" / f"{self.name}.log"
+        return self.work / "logs" / f"{self.name}.log"
 
     @property
     def board(self) -> Path:
-        return self.folder / "logs" / self.name
+        return self.work / "logs" / self.name
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / f"{self.name}-{step:06d}.safetensors"
 
     def state(self, step: int) -> Path:
-        return self.folder / f"{self.name}-{step:06d}{STATE_ENDING}"
+        return self.work / f"{self.name}-{step:06d}{STATE_ENDING}"
 
     def sample(self, step: int, index: int) -> Path:
-        return self.folder / "samples" / f"{self.name}-{step:06d}-{index + 1:02d}.png"
+        return self.work / "samples" / f"{self.name}-{step:06d}-{index + 1:02d}.png"
+
+    def drawn_with(self, step: int) -> Path:
+        """A LoRA of the moment for a host that draws; gone again afterwards."""
+        return self.work / "samples" / f"{self.name}-{step:06d}.safetensors"
 
     def steps_saved(self, ending: str) -> list[int]:
         """Steps of the checkpoints (".safetensors") or states (".state") of this run that are there, ascending."""
         pattern = re.compile(re.escape(self.name) + r"-(\d{6,})" + re.escape(ending))
-        if not self.folder.is_dir():
+        place = self.work if ending == STATE_ENDING else self.folder
+        if not place.is_dir():
             return []
-        found = (pattern.fullmatch(path.name) for path in self.folder.iterdir())
+        found = (pattern.fullmatch(path.name) for path in place.iterdir())
         return sorted(int(match.group(1)) for match in found if match)
 
     def hold_a_run(self) -> bool:
@@ -65,21 +75,32 @@ class RunFiles:
         return self.lora.exists() or bool(self.steps_saved(".safetensors") or self.steps_saved(STATE_ENDING))
 
 
-def run_files(directory: str, name: str | None) -> RunFiles:
-    """The files of a run whose LoRA is called `name`, or after the last part of its folder."""
-    folder = Path(directory).expanduser()
-    return RunFiles(folder, name or folder.resolve().name)
+def run_files(directory: str | None, name: str | None, paths: HostPaths = NOWHERE) -> RunFiles:
+    """The files of a run whose LoRA is called `name`, or after the last part of its folder.
+
+    Without a folder it is the host's for LoRA, where all else goes into `paths.runs`, a folder for each run; and
+    `DEFAULT_FOLDER` where there is no host.
+    """
+    if directory is None and paths.loras is not None:
+        name = name or "my_lora"
+        return RunFiles(paths.loras, name, paths.runs / name if paths.runs else paths.loras)
+    folder = Path(directory or DEFAULT_FOLDER).expanduser()
+    return RunFiles(folder, name or folder.resolve().name, folder)
 
 
-def untouched(directory: str, name: str | None) -> RunFiles:
+def untouched(directory: str | None, name: str | None, paths: HostPaths = NOWHERE) -> RunFiles:
     """Like `run_files`, but with "-2", "-3", ... where a run is already: on the folder (and so on the name made from
     it), or on the name alone where that was given, since a folder such as models/Lora is shared by many runs."""
-    files = run_files(directory, name)
+    files = run_files(directory, name, paths)
     folder = files.folder if files.folder.name else files.folder.resolve()  # "." has no name to put a number on
-    number = 1
+    by_name = name or (directory is None and paths.loras is not None)
+    first, number = files, 1
     while files.hold_a_run():
         number += 1
-        files = RunFiles(files.folder, f"{name}-{number}") if name else run_files(f"{folder}-{number}", None)
+        if by_name:
+            files = run_files(directory, f"{first.name}-{number}", paths)
+        else:
+            files = run_files(f"{folder}-{number}", None)
     return files
 
 

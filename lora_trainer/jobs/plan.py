@@ -14,6 +14,7 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
+from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs.files import RunFiles, check_writable, run_files, untouched
 
@@ -104,9 +105,9 @@ def plan_run(
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
     data = DataSet(found, config.data, resolution=resolution, seed=seed)
-    files, file_choice = _files(config, resume)
+    files, file_choice = _files(config, host, resume)
     device = device or host.device()
-    dtype, dtype_choice = _dtype(config.train.mixed_precision, device)
+    dtype, dtype_choice = _dtype(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
     steps, step_choice = _steps(config, data, processes)
     save_every, save_choice = _save_every(config, steps)
@@ -147,9 +148,7 @@ def _base(config: RunConfig, host: Host) -> LentModel:
         path: Path | None = Path(__file__).parents[1] / "demo" / "assets" / "scenes.safetensors"
     else:
         path = host.base_file(config.model.base)
-    if path is None:
-        raise PlainError("No base model is named; give base_model a checkpoint file or a diffusers folder.")
-    lent = lend_file(path)
+    lent = host.lend() if path is None else lend_file(path)
     facts = lent.facts
     if config.model.prediction != "auto":
         facts = replace(facts, prediction=config.model.prediction, reason="set by model.prediction")
@@ -180,11 +179,23 @@ def _captions_found(found: Scan) -> str:
     return f"{len(found.items) - missing} found ({sources or 'none'}), {missing} missing"
 
 
-def _files(config: RunConfig, resume: bool) -> tuple[RunFiles, Choice]:
-    directory, name = config.output.directory, config.output.name
-    wanted = run_files(directory, name)
+def files_asked_for(config: RunConfig, host: Host) -> RunFiles:
+    """Where the configuration says that the run writes, whatever is there already."""
+    return run_files(config.output.directory, _name(config), host.paths())
+
+
+def _name(config: RunConfig) -> str | None:
+    """The LoRA's name; without a name or a folder of its own it is called after the images'."""
+    if config.output.name or config.output.directory or not config.data.folder:
+        return config.output.name
+    return Path(config.data.folder).expanduser().resolve().name
+
+
+def _files(config: RunConfig, host: Host, resume: bool) -> tuple[RunFiles, Choice]:
+    wanted = files_asked_for(config, host)
     check_writable(wanted.folder)
-    files = wanted if resume else untouched(directory, name)
+    check_writable(wanted.work)
+    files = wanted if resume else untouched(config.output.directory, _name(config), host.paths())
     reason = ""
     if files != wanted:
         reason = f"{wanted.name} is there already and is left alone; --resume goes on from it"
@@ -212,6 +223,14 @@ def _dtype(asked: str, device: torch.device) -> tuple[torch.dtype, Choice]:
     if supported:
         return torch.bfloat16, Choice("precision", "bf16", "asked for" if asked == "bf16" else "this GPU has it")
     return torch.float16, Choice("precision", "fp16", "this GPU has no bf16")
+
+
+def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
+    """The dtype of the host's UNet: in another, autograd would keep a converted copy of nearly all weights."""
+    stored = next(info.dtype for key, info in lent.header.items() if key.startswith(UNET_PREFIX))
+    dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[stored]
+    word = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "no (float32)")
+    return dtype, Choice("precision", word, "as the WebUI holds the model")
 
 
 def _rates(config: RunConfig, family: Family) -> tuple[dict[str, float], Choice]:

@@ -1,13 +1,23 @@
-"""Pictures drawn while a run goes on, with the weights of the moment."""
+"""Pictures drawn while a run goes on, with the weights of the moment: by the host, or by the engine where it cannot."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-from lora_trainer.contracts import BaseModel, Sampled
+from lora_trainer.contracts import BaseModel, Host, Network, Sampled, SampleOrder
 from lora_trainer.families.sampling import draw
 from lora_trainer.jobs.plan import Plan
+from lora_trainer.jobs.recipe import lora_metadata
+from lora_trainer.networks.file import write_lora
 from lora_trainer.weights.write import write_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+INFOTEXT = "parameters"  # the PNG's text where the WebUIs keep prompt and settings
 
 
 @dataclass(frozen=True)
@@ -16,22 +26,69 @@ class SampleMaker:
 
     plan: Plan
     base: BaseModel
+    network: Network
+    host: Host
 
     @property
     def wanted(self) -> bool:
         return bool(self.plan.config.samples.prompts)
 
     def draw(self, step: int) -> Sampled | None:
-        """One PNG for each prompt beside the LoRA; None where no prompt is given."""
-        plan, options = self.plan, self.plan.config.samples
+        """One PNG for each prompt; None where no prompt is given."""
         if not self.wanted:
             return None
-        images = draw(
-            self.base, options.prompts, options.negative, size=options.size or plan.resolution,
-            steps=options.sampling_steps, guidance=options.guidance, seed=options.seed, clip_skip=plan.clip_skip,
+        order = sample_order(self.plan)
+        images = self._by_host(order, step) or draw(
+            self.base, order.prompts, order.negative, size=order.size, steps=order.sampling_steps,
+            guidance=order.guidance, seed=order.seed, clip_skip=order.clip_skip,
         )  # fmt: skip
-        paths = tuple(plan.files.sample(step, index) for index in range(len(images)))
+        paths = tuple(self.plan.files.sample(step, index) for index in range(len(images)))
         for path, image in zip(paths, images, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file, image=image: image.save(file, format="PNG"))
-        return Sampled(step, paths, options.prompts)
+            write_whole(path, _png(image))
+        return Sampled(step, paths, order.prompts)
+
+    def _by_host(self, order: SampleOrder, step: int) -> Sequence[Image] | None:
+        plan = self.plan
+        if not self.host.draws:
+            return None
+        if step == 0 and not plan.config.network.start_from:
+            return self.host.draw(order, None)  # a fresh network changes nothing
+        path = plan.files.drawn_with(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._write(path, step)
+            return self.host.draw(order, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, step: int) -> None:
+        write_lora(
+            path,
+            self.network.state(),
+            kohya_name=self.base.kohya_name,
+            metadata=lora_metadata(self.plan, path.stem, step),
+            precision=self.plan.config.output.precision,
+        )
+
+
+def sample_order(plan: Plan) -> SampleOrder:
+    """What the configuration wants drawn."""
+    options = plan.config.samples
+    return SampleOrder(
+        prompts=options.prompts, negative=options.negative, size=options.size or plan.resolution,
+        sampling_steps=options.sampling_steps, guidance=options.guidance, seed=options.seed, clip_skip=plan.clip_skip,
+    )  # fmt: skip
+
+
+def _png(image: Image) -> Callable[[BinaryIO], None]:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    if INFOTEXT in image.info:
+        text.add_text(INFOTEXT, str(image.info[INFOTEXT]))
+
+    def fill(file: BinaryIO) -> None:
+        image.save(file, format="PNG", pnginfo=text)
+
+    return fill

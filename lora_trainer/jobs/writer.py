@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.contracts import BaseModel, Event, Finished, Host, PlainError, Saved, Told
+from lora_trainer.jobs.card import write_card
 from lora_trainer.jobs.checkpoints import prune, write_state
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.recipe import lora_metadata, resumable_facts
@@ -30,10 +31,14 @@ class Writer:
             self._write(path, state)
         except PlainError as error:
             return Told(f"Step {state.step} was not saved, the training goes on: {error}", "warning")
+        self.host.announce(path)
         return Saved(state.step, path, final=False)
 
-    def finish(self, outcome: Outcome) -> Iterator[Event]:
-        """Keep the outcome and end with `Finished`. Raises PlainError where the finished LoRA cannot be written."""
+    def finish(self, outcome: Outcome, prove: Callable[[Path], Iterable[Told]]) -> Iterator[Event]:
+        """Keep the outcome and end with `Finished`. Raises PlainError where the finished LoRA cannot be written.
+
+        `prove` lets the host read what was written; what it says is told before the end.
+        """
         state, files = outcome.state, self.plan.files
         if outcome.kind == "diverged":
             yield self._diverged(state)
@@ -42,7 +47,9 @@ class Writer:
         else:
             self._write(files.lora, state)
             yield Saved(state.step, files.lora, final=True)
+            yield from write_card(self.plan, self.host.paths())
             self.host.announce(files.lora)
+            yield from prove(files.lora)
             yield Finished("done", state.step, files.lora, f"Done: {files.lora}")
 
     def _ended_early(self, outcome: Outcome) -> Iterator[Event]:

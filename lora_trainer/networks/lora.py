@@ -56,7 +56,7 @@ class _Before:
     """What a part was like before the layers were put on."""
 
     part: nn.Module
-    trainable: list[tuple[nn.Parameter, bool]]
+    trainable: list[nn.Parameter]  # only these: frozen ones may be a host's, which must be free to drop them
 
 
 class _Dropout:
@@ -85,7 +85,7 @@ def inject(
     generator = torch.Generator().manual_seed(seed)
     chosen = {part: choose(parts[part], config.targets) for part in train_parts}
     unmatched = tuple(f"{part}: {name}" for part, targets in chosen.items() for name in targets.unmatched)
-    before = [_Before(parts[part], [(p, p.requires_grad) for p in parts[part].parameters()]) for part in chosen]
+    before = [_Before(parts[part], [p for p in parts[part].parameters() if p.requires_grad]) for part in chosen]
     placed: list[_Placed] = []
     network = LoraNetwork(config.rank, alpha, placed, before, dropout, unmatched)
     try:
@@ -179,8 +179,8 @@ class LoraNetwork:
         for before in self._before:
             _unwrap(before.part)
             vars(before.part).pop("peft_config", None)
-            for parameter, trainable in before.trainable:
-                parameter.requires_grad_(trainable)
+            for parameter in before.trainable:
+                parameter.requires_grad_(True)
         self._placed, self._before = [], []
 
     def _weights(self) -> dict[str, nn.Parameter]:

@@ -6,6 +6,8 @@ import threading
 
 from lora_trainer.contracts import Orders
 
+_LOOK_EVERY = 0.2  # seconds; an Event cannot be waited for together with others
+
 
 class Controls:
     """Implements `contracts.Control`; every method may be called from any thread and from a signal handler."""
@@ -43,5 +45,14 @@ class Controls:
             self._sample.clear()
         return orders
 
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def paused(self) -> bool:
+        return not self._running.is_set()
+
     def wait_while_paused(self) -> None:
-        self._running.wait()
+        """Return when the run may go on, or when there is an order to be carried out in the pause."""
+        while not self._running.wait(_LOOK_EVERY):
+            if self._save.is_set() or self._sample.is_set():
+                return

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -20,6 +20,7 @@ from lora_trainer.contracts import (
     Event,
     Loss,
     Network,
+    Orders,
     Sampled,
     Saved,
     Skipped,
@@ -31,6 +32,7 @@ from lora_trainer.train.memory import is_out_of_memory, peak_memory
 from lora_trainer.train.optimizers import Updater
 from lora_trainer.train.processes import Processes
 from lora_trainer.train.state import TrainingState, capture, restore
+from lora_trainer.train.turns import Exclusive, in_turn
 
 SKIPS_ALLOWED = 3  # non-finite steps in a row before the run is given up: one may be chance, three are not
 
@@ -56,7 +58,7 @@ class Work:
     updater: Updater
     control: Control
     processes: Processes
-    exclusive: Callable[[], AbstractContextManager[None]]  # the right to use the device, one step at a time
+    exclusive: Exclusive
     save: Callable[[TrainingState], Saved | Told | None]  # writes a checkpoint; None in processes that do not write
     sample: Callable[[int], Sampled | None]  # draws with the weights of the moment
 
@@ -77,17 +79,17 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
     good = capture(start, work.network, work.updater)
     skipped = 0
     for step in range(start, pace.steps):
-        work.control.wait_while_paused()
-        orders = work.control.take()
+        orders = yield from _orders(work, step)
         if work.processes.any(orders.stop):
             return Outcome("stopped", capture(step, work.network, work.updater))
         try:
-            with work.exclusive():
-                result = _one_step(pace, work, step)
+            result = yield from in_turn(work.exclusive, work.control, partial(_one_step, pace, work, step))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return Outcome("out of memory", capture(step, work.network, work.updater))
+        if result is None:
+            return Outcome("stopped", capture(step, work.network, work.updater))
         done = step + 1
         if isinstance(result, Skipped):
             curable = math.isfinite(result.loss) and work.updater.overflow_is_curable()
@@ -108,11 +110,26 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             if not isinstance(said, Told):
                 good = state
         if orders.sample or last or _due(done, pace.sample_every):
-            with work.exclusive():
-                drawn = work.sample(done)
+            drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, done))
             if drawn:
                 yield drawn
     return Outcome("done", capture(pace.steps, work.network, work.updater))
+
+
+def _orders(work: Work, step: int) -> Generator[Event, None, Orders]:
+    """The orders for the next step; those given in a pause are carried out in it, with the weights of `step` steps."""
+    while True:
+        work.control.wait_while_paused()
+        orders = work.control.take()
+        if orders.stop or not work.control.paused():
+            return orders
+        said = work.save(capture(step, work.network, work.updater)) if orders.save and step else None
+        if said:
+            yield said
+        if orders.sample:
+            drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, step))
+            if drawn:
+                yield drawn
 
 
 def _due(done: int, every: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_trainer.contracts import LentModel, PlainError, TensorInfo, TextStates
+from lora_trainer.contracts import LentModel, ModelAway, PlainError, TensorInfo, TextStates
 from lora_trainer.families.noise_schedule import alphas_cumprod
 from lora_trainer.families.registry import family_named, identify
 from tests.builders.slim import SKETCHES, TEXT_WIDTH, VAE_CHANNELS, Kind, slim_checkpoint
@@ -153,7 +155,6 @@ def test_half_weights_are_used_in_their_own_precision(kind: Kind, base: Any):
     half = slim_checkpoint(kind, seed=5, dtype=torch.bfloat16)
     model = family_named(kind).adopt(lent(half), CPU, torch.bfloat16)
     assert {p.dtype for p in model.parts["unet"].parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in model.parts["vae"].parameters()} == {torch.float32}
     storages = {t.untyped_storage().data_ptr() for t in half.values()}
     assert all(p.untyped_storage().data_ptr() in storages for p in model.parts["unet"].parameters())
     noisy, timesteps, text, sizes = inputs(kind)
@@ -162,6 +163,51 @@ def test_half_weights_are_used_in_their_own_precision(kind: Kind, base: Any):
         expected = base.predict(noisy, timesteps, text, sizes)
     # bf16 keeps 8 bits of mantissa; over this depth a twentieth of the answer's spread is lost.
     assert float((found - expected).std()) < 0.1 * float(expected.std())
+
+
+def test_the_vae_computes_in_float32_whatever_it_is_stored_in(kind: Kind):
+    half = slim_checkpoint(kind, seed=5, dtype=torch.float16)
+    read = family_named(kind).adopt(lent(half, owned=True), CPU, torch.float32, ["vae"])
+    borrowed = family_named(kind).adopt(lent(half), CPU, torch.float16, ["vae"])
+    storages = {t.untyped_storage().data_ptr() for t in half.values()}
+    assert {p.dtype for p in read.parts["vae"].parameters()} == {torch.float32}
+    pixels = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(3)) * 2 - 1
+    assert torch.equal(borrowed.encode_images(pixels), read.encode_images(pixels))
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(4))
+    assert torch.equal(borrowed.decode_latents(latents), read.decode_latents(latents))
+    # the converted weights lived for each module's call only
+    assert all(p.untyped_storage().data_ptr() in storages for p in borrowed.parts["vae"].parameters())
+
+
+def test_what_was_let_go_is_freed_and_taken_back_where_it_is_then(kind: Kind, tensors: dict[str, Tensor]):
+    host = {name: t.clone() for name, t in tensors.items()}
+    base = family_named(kind).adopt(lent(host), CPU, torch.float32)
+    noisy, timesteps, text, sizes = inputs(kind)
+    with torch.no_grad():
+        before = base.predict(noisy, timesteps, text, sizes)
+    watched = [weakref.ref(t.untyped_storage()) for t in host.values() if t.is_floating_point() and t.numel()]
+    assert all(ref() is not None for ref in watched)
+    base.let_go()
+    for name, t in host.items():  # as a WebUI does that sends its model away and fetches it again
+        host[name] = t.clone()
+    del t
+    gc.collect()
+    assert [ref() for ref in watched if ref() is not None] == []
+    base.take_back()
+    storages = {t.untyped_storage().data_ptr() for t in host.values()}
+    for module in base.parts.values():
+        assert all(p.untyped_storage().data_ptr() in storages for p in module.parameters())
+    with torch.no_grad():
+        assert torch.equal(base.predict(noisy, timesteps, text, sizes), before)
+
+
+def test_a_model_stored_otherwise_meanwhile_is_away(kind: Kind, tensors: dict[str, Tensor]):
+    host = dict(tensors)
+    base = family_named(kind).adopt(lent(host), CPU, torch.float32)
+    key = next(name for name in host if name.endswith("proj_in.weight"))
+    host[key] = host[key].half()
+    with pytest.raises(ModelAway, match="stored in another form"):
+        base.take_back()
 
 
 def test_sdxl_reads_captions_with_both_towers_and_pools_the_second():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer.contracts import LdmPlace, PlainError, TensorInfo
+from lora_trainer.families.lending import Loan
 from lora_trainer.families.text import (
     TextTower,
     build_text_encoder,
@@ -123,7 +124,7 @@ def test_sd1_states_for_every_clip_skip(skip: int, level: str):
     tower = tower_of(tensors, "clip")
     assert (tower.width, tower.layers, tower.mlp_width, tower.positions) == (WIDTH, LAYERS, MLP, 77)
     batch = Tokenizer("clip").batch(CAPTIONS)
-    states = encode_chunks(build_text_encoder(tensors, tower, device=CPU, dtype=torch.float32), batch, skip=skip)
+    states = encode_chunks(build_text_encoder(Loan(tensors, CPU, torch.float32), tower), batch, skip=skip)
     full_names = {f"{PREFIX['clip']}text_model.{n.removeprefix(PREFIX['clip'] + level)}": t for n, t in tensors.items()}
     assert states.context.shape == (3, 77 * 2, WIDTH)
     assert states.pooled is None
@@ -133,7 +134,7 @@ def test_sd1_states_for_every_clip_skip(skip: int, level: str):
 @torch.no_grad()
 def test_sd2_states_are_the_penultimate_normed():
     tensors = random_tower("open_clip")
-    encoder = build_text_encoder(tensors, tower_of(tensors, "open_clip", drop_last=1), device=CPU, dtype=torch.float32)
+    encoder = build_text_encoder(Loan(tensors, CPU, torch.float32), tower_of(tensors, "open_clip", drop_last=1))
     batch = Tokenizer("open_clip").batch(CAPTIONS)
     states = encode_chunks(encoder, batch)
     # diffusers builds SD2's tower without the last layer; and by ldm's definition it is the normed penultimate
@@ -147,7 +148,7 @@ def test_sd2_states_are_the_penultimate_normed():
 def test_sdxl_states_are_the_penultimate_unnormed_and_pooled_of_the_first_chunk(layout: Any):
     tensors = random_tower(layout)
     tower = tower_of(tensors, layout, projection=layout == "open_clip")
-    encoder = build_text_encoder(tensors, tower, device=CPU, dtype=torch.float32)
+    encoder = build_text_encoder(Loan(tensors, CPU, torch.float32), tower)
     batch = Tokenizer(layout).batch(CAPTIONS)
     states = encode_chunks(encoder, batch, skip=2, final_norm=False)
     model = reference(layout, tensors, LAYERS)
@@ -164,7 +165,7 @@ def test_sdxl_states_are_the_penultimate_unnormed_and_pooled_of_the_first_chunk(
 def test_attention_and_activation_by_open_clips_own_formula():
     """One residual block written out: torch's MultiheadAttention takes in_proj as open_clip does; exact GELU."""
     tensors = random_tower("open_clip")
-    encoder = build_text_encoder(tensors, tower_of(tensors, "open_clip", drop_last=2), device=CPU, dtype=torch.float32)
+    encoder = build_text_encoder(Loan(tensors, CPU, torch.float32), tower_of(tensors, "open_clip", drop_last=2))
     batch = Tokenizer("open_clip").batch(["a red ball"])
     t = {name.removeprefix(PREFIX["open_clip"]): tensor for name, tensor in tensors.items()}
     b = {name.removeprefix("transformer.resblocks.0."): tensor for name, tensor in t.items()}
@@ -187,7 +188,7 @@ def test_attention_and_activation_by_open_clips_own_formula():
 def test_nothing_is_copied(layout: Any):
     tensors = random_tower(layout)
     encoder = build_text_encoder(
-        tensors, tower_of(tensors, layout, projection=layout == "open_clip"), device=CPU, dtype=torch.float32
+        Loan(tensors, CPU, torch.float32), tower_of(tensors, layout, projection=layout == "open_clip")
     )
     lent = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     held = {name: p.untyped_storage().data_ptr() for name, p in encoder.named_parameters()}
@@ -204,13 +205,13 @@ def test_nothing_is_copied(layout: Any):
 def test_another_dtype_is_converted_without_keeping_the_lent(layout: Any):
     tensors = {n: t.half() if t.is_floating_point() else t for n, t in random_tower(layout).items()}
     tower = tower_of(tensors, layout, projection=layout == "open_clip")
-    encoder = build_text_encoder(tensors, tower, device=CPU, dtype=torch.float32)
+    encoder = build_text_encoder(Loan(tensors, CPU, torch.float32), tower)
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in encoder.parameters()}
     assert sum(storages.values()) == sum(4 * p.numel() for p in encoder.parameters())  # one copy, no slack
     batch = Tokenizer(layout).batch(CAPTIONS)
     floats = {n: t.float() for n, t in tensors.items()}
-    same = build_text_encoder(floats, tower, device=CPU, dtype=torch.float32)
+    same = build_text_encoder(Loan(floats, CPU, torch.float32), tower)
     assert torch.equal(encode_chunks(encoder, batch).context, encode_chunks(same, batch).context)
 
 
@@ -218,7 +219,7 @@ def test_another_dtype_is_converted_without_keeping_the_lent(layout: Any):
 def test_every_module_is_found_by_its_canonical_path_and_in_the_checkpoint(layout: Any):
     tensors = random_tower(layout)
     tower = tower_of(tensors, layout, projection=layout == "open_clip")
-    encoder = build_text_encoder(tensors, tower, device=CPU, dtype=torch.float32)
+    encoder = build_text_encoder(Loan(tensors, CPU, torch.float32), tower)
     real = {name for name, _ in encoder.named_parameters()}
     assert {module_path(encoder, path) for path in tower.places} == real
     assert {canonical_path(name) for name in real} == set(tower.places)
@@ -237,7 +238,7 @@ def test_every_module_is_found_by_its_canonical_path_and_in_the_checkpoint(layou
 def test_gradients_flow_to_a_trained_layer(layout: Any, skip: int, final_norm: bool):
     tensors = random_tower(layout)
     encoder = build_text_encoder(
-        tensors, tower_of(tensors, layout, projection=layout == "open_clip"), device=CPU, dtype=torch.float32
+        Loan(tensors, CPU, torch.float32), tower_of(tensors, layout, projection=layout == "open_clip")
     )
     layer = encoder.get_submodule(module_path(encoder, "encoder.layers.0.self_attn.q_proj"))
     delta = torch.zeros(WIDTH, requires_grad=True)
@@ -252,7 +253,7 @@ def test_gradients_flow_to_a_trained_layer(layout: Any, skip: int, final_norm: b
 def test_faults_of_a_tower_are_told():
     tensors = random_tower("clip")
     tower = tower_of(tensors, "clip")
-    encoder = build_text_encoder(tensors, tower, device=CPU, dtype=torch.float32)
+    encoder = build_text_encoder(Loan(tensors, CPU, torch.float32), tower)
     with pytest.raises(PlainError, match="Clip skip 4 was asked for, but the text encoder has 3 layers"):
         encode_chunks(encoder, Tokenizer("clip").batch(["x"]), skip=4)
 
@@ -260,7 +261,7 @@ def test_faults_of_a_tower_are_told():
     with pytest.raises(PlainError, match=r"lacks .*layers.1.mlp.fc1.weight"):
         tower_of({name: tensor for name, tensor in tensors.items() if name != fc1}, "clip")
     with pytest.raises(PlainError, match=r"layers.1.mlp.fc1.weight gives the shape \(5, 5\)"):
-        build_text_encoder({**tensors, fc1: torch.ones(5, 5)}, tower, device=CPU, dtype=torch.float32)
+        build_text_encoder(Loan({**tensors, fc1: torch.ones(5, 5)}, CPU, torch.float32), tower)
     narrow = PREFIX["clip"] + "text_model.embeddings.token_embedding.weight"
     with pytest.raises(PlainError, match="is 100 wide, which is no multiple of 64"):
         tower_of({**tensors, narrow: torch.ones(3, 100)}, "clip")
