@@ -1,0 +1,95 @@
+"""The JSON forms of jobs, events, plans and faults. Text goes out as it is: whoever shows it makes it harmless."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from lora_trainer.config.load import ConfigError
+from lora_trainer.contracts import PlainError, Sampled
+from lora_trainer.jobs.estimate import sentence
+from lora_trainer.jobs.events import Numbered, jsonable, plain
+from lora_trainer.jobs.job import Job
+
+if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
+    from lora_trainer.jobs.plan import Plan, Scan
+
+_NAMED = 100  # files of a kind that are named one by one
+
+
+def answer(values: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response. Escaped to ASCII, because a file name may hold what UTF-8 refuses; never NaN."""
+    body = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+
+
+def faults(error: PlainError) -> list[str]:
+    """A sentence for each fault."""
+    if isinstance(error, ConfigError):
+        return [f"{fault.path} {fault.text}." for fault in error.faults]
+    return [str(error)]
+
+
+def job_form(job: Job) -> dict[str, Any]:
+    """A job as `GET jobs/{id}` tells it."""
+    status, files, samples = job.status, job.files, job.task.config.samples
+    pace, left = status.seconds_per_step, status.total_steps - status.step
+    going = status.state in ("running", "paused")
+    sample = {"prompt": samples.prompts[0], "seed": samples.seed, "size": samples.size or job.task.resolution}
+    return jsonable({
+        "id": job.id,
+        "name": job.name,
+        "state": status.state,
+        "step": status.step,
+        "total_steps": status.total_steps,
+        "loss": status.loss,
+        "message": status.message,
+        "files": files,
+        "seconds_per_step": pace,
+        "seconds_left": pace * left if pace is not None and going else None,
+        "lora": files[-1].stem if files else None,
+        "sample": sample if samples.prompts else None,
+        "resumable": job.resumable,
+    })  # fmt: skip
+
+
+def event_form(item: Numbered, images: str) -> dict[str, Any]:
+    """An event as `GET jobs/{id}/events` tells it; pictures are named by address, `images` being what stands before."""
+    values = {"n": item.n, "at": item.at, **plain(item.event)}
+    if isinstance(item.event, Sampled):
+        del values["paths"]
+        values["images"] = [images + quote(path.name, errors="surrogatepass") for path in item.event.paths]
+    return values
+
+
+def plan_form(plan: Plan, seconds: float | None) -> dict[str, Any]:
+    """What a run would do, as `POST plan` tells it."""
+    return jsonable({
+        "choices": [choice._asdict() for choice in plan.choices],
+        "notes": plan.notes,
+        "images": len(plan.scan.items),
+        "captioned": len(plan.scan.items) - len(plan.scan.missing_captions),
+        "steps": plan.steps,
+        "epochs": plan.epochs,
+        "resolution": plan.resolution,
+        "family": plan.family.name,
+        "seconds": seconds,
+        "sentence": sentence(plan, seconds),
+    })  # fmt: skip
+
+
+def scan_form(found: Scan) -> dict[str, Any]:
+    """What is in a folder, as `POST check` tells it; of long lists the first hundred."""
+    return jsonable({
+        "folder": found.folder,
+        "images": len(found.items),
+        "captioned": len(found.items) - len(found.missing_captions),
+        "captions_from": dict(found.sources),
+        "captions_missing": found.missing_captions[:_NAMED],
+        "rows_without_image": found.rows_without_image[:_NAMED],
+        "unreadable": [{"name": bad.path.name, "reason": bad.reason} for bad in found.unreadable[:_NAMED]],
+        "warnings": found.warnings,
+    })  # fmt: skip

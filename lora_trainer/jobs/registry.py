@@ -1,0 +1,290 @@
+"""The jobs of this process: submitted from anywhere, trained one after the other in a thread of their own.
+
+Nothing here is tied to a page or a request, so a job outlives both; what a crash must not take is in a record.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import traceback
+from collections import deque
+from collections.abc import Generator, Mapping
+from contextlib import closing, suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lora_trainer.config.load import load
+from lora_trainer.config.options import RunConfig
+from lora_trainer.contracts import Event, Finished, Host, PlainError, Told
+from lora_trainer.jobs.estimate import Paces, kind_of
+from lora_trainer.jobs.files import RunFiles
+from lora_trainer.jobs.job import Job, Task, WrongMoment
+from lora_trainer.jobs.limits import check_allowed, load_allowed
+from lora_trainer.jobs.records import Records
+
+if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
+    from lora_trainer.jobs.plan import Plan, Scan
+
+REMEMBERED = 50  # jobs that are over
+_LONGEST_WORD = 300  # characters of an unforeseen error that are told; the log has all of it
+_log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Takes jobs, trains one at a time, and knows them all. Every method may be called from any thread."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._records = Records((host.paths().runs or Path("output")) / "jobs")
+        self._paces = Paces(self._records)
+        self._jobs: dict[str, Job] = {}  # oldest first
+        self._queue: deque[Job] = deque()
+        self._worker: threading.Thread | None = None
+        self._closing = False
+        self._news = threading.Condition()  # guards what stands above, and tells the worker of a new job
+        self._submitting = threading.Lock()  # two jobs must not find the same name free
+        for id, record in self._records.read_all().items():
+            self._recall(id, record)
+
+    def plan(self, raw: Mapping[str, Any]) -> Plan:
+        """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError."""
+        from lora_trainer.jobs.plan import plan_run
+
+        return plan_run(load_allowed(raw, self._host), self._host)
+
+    def check(self, folder: str, metadata: str | None = None) -> Scan:
+        """What is in a folder of images. Raises PlainError."""
+        from lora_trainer.data.scan import scan
+
+        for name, path in (("folder", folder), ("metadata", metadata)):
+            if path:
+                check_allowed(path, self._host.paths(), name)
+        return scan(Path(folder).expanduser(), Path(metadata).expanduser() if metadata else None)
+
+    def seconds(self, plan: Plan) -> float | None:
+        """Seconds that the run will take, judged by the last one of its kind; None where there was none."""
+        pace = self._paces.seconds_per_step(kind_of(plan))
+        return None if pace is None else pace * plan.steps
+
+    def submit(self, raw: Mapping[str, Any], *, resume: bool = False) -> Job:
+        """Queue a run; with `resume` it goes on from the newest state found where it writes.
+
+        Raises ConfigError and PlainError at once, as far as the faults can be seen before the run.
+        """
+        config = load_allowed(raw, self._host)
+        with self._submitting:
+            task, notes = self._task(config, resume)
+            former = self._last_of(task.files) if resume else None
+            if former:
+                former.again(task, raw)
+                return self._queued(former, notes)
+            id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+            job = Job(id, dict(raw), task)
+            job.changed = self._write
+            with self._news:
+                self._jobs[id] = job
+            return self._queued(job, notes)
+
+    def resume(self, id: str) -> Job:
+        """Let a paused job go on, or queue a stopped or failed one again, from its newest state.
+
+        Raises KeyError for an unknown job, and PlainError for one that cannot go on.
+        """
+        job = self.job(id)
+        with self._submitting:
+            if not job.ended:
+                job.go_on()
+            elif job.state == "done":
+                raise WrongMoment(f"The order was to resume {job.name}, but it is done; start a new run to train on.")
+            else:
+                task, notes = self._task(load(job.record()["config"]), resume=True)
+                job.again(task, job.raw)
+                self._queued(job, notes)
+        return job
+
+    def jobs(self) -> list[Job]:
+        """Every job that is known, newest first."""
+        with self._news:
+            return list(reversed(self._jobs.values()))
+
+    def job(self, id: str) -> Job:
+        """The job of that id. Raises KeyError."""
+        with self._news:
+            return self._jobs[id]
+
+    def close(self, seconds: float) -> None:
+        """Stop what is under way, wait for it up to `seconds`, and begin nothing more; for the end of a server.
+
+        Jobs that wait stay in their records as waiting, so that they can be resumed.
+        """
+        with self._news:
+            self._closing = True
+            self._queue.clear()
+            self._news.notify_all()
+        for job in self.jobs():
+            if job.state in ("running", "paused"):
+                job.stop()
+        if self._worker:
+            self._worker.join(seconds)
+
+    # --- submitting ---
+
+    def _task(self, config: RunConfig, resume: bool) -> tuple[Task, list[str]]:
+        """The run resolved, under a name that no other job writes to; and what to tell of that."""
+        from lora_trainer.jobs.plan import files_asked_for, plan_run
+
+        plan = plan_run(config, self._host, resume=resume)
+        asked, files, notes = files_asked_for(config, self._host), plan.files, list[str]()
+        if resume and self._writing(files):
+            raise PlainError(f"{files.name} was asked to be resumed, but it is in the queue or under way already.")
+        number = 1
+        while self._writing(files):
+            number += 1
+            config = _named(config, f"{plan.files.name}-{number}", None)
+            files = plan_run(config, self._host).files
+        if files != asked:
+            if files == plan.files:
+                config = _named(config, files.name, files.folder if asked.folder != files.folder else None)
+            notes.append(f"The result goes to {files.lora}, because the name {asked.name} is taken.")
+        return Task(config, files, plan.steps, plan.resolution, kind_of(plan), resume), notes
+
+    def _writing(self, files: RunFiles) -> bool:
+        return any(job.task.files.lora == files.lora for job in self.jobs() if not job.ended)
+
+    def _last_of(self, files: RunFiles) -> Job | None:
+        """The newest job that wrote these files."""
+        return next((job for job in self.jobs() if job.task.files.lora == files.lora), None)
+
+    def _queued(self, job: Job, notes: list[str]) -> Job:
+        for note in notes:
+            job.take(Told(note, "warning"))
+        self._write(job)
+        with self._news:
+            self._jobs[job.id] = self._jobs.pop(job.id)  # newest first counts from the last start
+            self._queue.append(job)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="lora-trainer", daemon=True)
+                self._worker.start()
+            self._news.notify_all()
+        return job
+
+    # --- working ---
+
+    def _work(self) -> None:
+        while job := self._next():
+            if job.begin():
+                job.end(self._trained(job))
+            self._tidy()
+
+    def _next(self) -> Job | None:
+        with self._news:
+            self._news.wait_for(lambda: self._queue or self._closing)
+            return None if self._closing else self._queue.popleft()
+
+    def _trained(self, job: Job) -> Finished:
+        """Run to the end. This is where every error ends: as one sentence for the user, with its trace in the log."""
+        from lora_trainer.jobs.run import run
+
+        finished: Finished | None = None
+        task = job.task
+        try:
+            course = run(task.config, host=self._host, control=job.control, resume=task.resume)
+            with closing(cast("Generator[Event]", course)) as events:
+                for event in events:
+                    if isinstance(event, Finished):
+                        finished = event
+                    else:
+                        job.take(event)
+        except PlainError as error:
+            return Finished("failed", job.step, self._newest(job), _with_saved(job, str(error)))
+        except (Exception, SystemExit) as error:
+            self._note_trace(job, error)
+            return Finished("failed", job.step, self._newest(job), _with_saved(job, _unforeseen(error)))
+        pace = job.status.seconds_per_step
+        if pace is not None:
+            self._paces.learn(task.kind, pace)
+        return finished or Finished("failed", job.step, self._newest(job), "The training ended without saying how.")
+
+    @staticmethod
+    def _newest(job: Job) -> Path | None:
+        return next(reversed(job.files), None)
+
+    @staticmethod
+    def _note_trace(job: Job, error: BaseException) -> None:
+        _log.error("The training %s broke off.", job.name, exc_info=error)
+        log = job.task.files.log
+        if log.is_file():
+            with suppress(OSError), log.open("a", encoding="utf-8") as file:  # the console has it in any case
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} the training broke off:\n")
+                file.writelines(traceback.format_exception(error))
+
+    # --- remembering ---
+
+    def _write(self, job: Job) -> None:
+        self._records.write(job.id, job.record, job.log.everything())
+
+    def _recall(self, id: str, record: Mapping[str, Any]) -> None:
+        try:
+            job = Job.remembered(id, record, lambda: self._records.events(id))
+        except (KeyError, TypeError, ValueError, PlainError) as error:
+            _log.warning("The record of job %s is of no use (%r) and is passed over.", id, error)
+            return
+        job.changed = self._write
+        self._jobs[id] = job
+
+    def _tidy(self) -> None:
+        """Forget the oldest of those that are over."""
+        with self._news:
+            over = [id for id, job in self._jobs.items() if job.ended][:-REMEMBERED]
+            for id in over:
+                del self._jobs[id]
+        for id in over:
+            self._records.forget(id)
+
+
+def _named(config: RunConfig, name: str, folder: Path | None) -> RunConfig:
+    """The same run under another name; `folder` where that changes too."""
+    if folder is not None:
+        return replace(config, output=replace(config.output, directory=str(folder)))
+    return replace(config, output=replace(config.output, name=name))
+
+
+def _unforeseen(error: BaseException) -> str:
+    from lora_trainer.train.memory import is_out_of_memory  # imports torch
+
+    told = " ".join(str(error).split())[:_LONGEST_WORD]
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        return (
+            "Out of memory before the first step; lower batch_size or resolution, set train.gradient_checkpointing: "
+            "true, or close what else uses the device."
+        )
+    if isinstance(error, OSError):
+        return f"The training broke off because a file could not be read or written ({told})."
+    said = f"{type(error).__name__}: {told}" if told else type(error).__name__
+    return f"The training broke off by an error that nobody foresaw ({said}); the console and the log have its trace."
+
+
+def _with_saved(job: Job, text: str) -> str:
+    """The error with what is left of the work."""
+    if job.resumable_from is None:
+        return text
+    return f"{text} What was learnt up to step {job.resumable_from} is saved; Resume goes on from there."
+
+
+# "Reload UI" makes a WebUI execute its extensions' scripts anew, while modules imported by them stay: this is the one
+# place of ours that outlives it. A training that goes on through a reload has to hang somewhere, and to be found
+# again by scripts that know nothing of it; the host offers no such place of its own.
+_of_this_process: dict[str, Registry] = {}
+_making = threading.Lock()
+
+
+def registry_of(host: Host) -> Registry:
+    """The one registry of this process for hosts of this name; made at the first call."""
+    with _making:
+        if host.name not in _of_this_process:
+            _of_this_process[host.name] = Registry(host)
+        return _of_this_process[host.name]
