@@ -35,7 +35,7 @@ from lora_trainer.jobs.writer import Writer
 from lora_trainer.networks.lora import inject
 from lora_trainer.train.control import Controls
 from lora_trainer.train.diffusion_loss import DiffusionLoss
-from lora_trainer.train.loop import Pace, Work, fit
+from lora_trainer.train.loop import Pace, StepBroken, Work, fit
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import AcceleratedProcesses, OneProcess, Processes
 from lora_trainer.train.state import restore
@@ -232,7 +232,12 @@ class _Job:
             drawn = yield from in_turn(exclusive, self.control, lambda: maker.draw(0))
             if drawn:
                 yield drawn
-        outcome = yield from fit(pace, work, start)
+        try:
+            outcome = yield from fit(pace, work, start)
+        except StepBroken as broken:
+            if writer and broken.state.step > start:
+                yield writer.checkpoint(broken.state)
+            raise broken.__cause__ or broken from None
         if writer:
             yield from writer.finish(outcome, lambda path: self._proof(exclusive, path))
         else:

@@ -63,6 +63,14 @@ class Work:
     sample: Callable[[int], Sampled | None]  # draws with the weights of the moment
 
 
+class StepBroken(Exception):
+    """A step raised something unforeseen (its `__cause__`) before it changed anything; `state` is from before it."""
+
+    def __init__(self, state: TrainingState) -> None:
+        super().__init__(f"the step after {state.step} was broken off")
+        self.state = state
+
+
 class Outcome(NamedTuple):
     kind: Literal["done", "stopped", "diverged", "out of memory"]
     state: TrainingState  # what to keep: of the last whole step, or of the last good checkpoint if it diverged
@@ -73,7 +81,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
 
     Stops between two steps. A step whose loss or gradient is not finite changes nothing; after SKIPS_ALLOWED of them
     in a row the network is put back to the last saved moment and the run has diverged. Running out of memory loses
-    nothing but the step under way.
+    nothing but the step under way; neither does any other failure, which raises StepBroken with what to save.
     """
     yield Started(start, pace.steps)
     good = capture(start, work.network, work.updater)
@@ -84,10 +92,15 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             return Outcome("stopped", capture(step, work.network, work.updater))
         try:
             result = yield from in_turn(work.exclusive, work.control, partial(_one_step, pace, work, step))
-        except RuntimeError as error:
+        except _Unfinished as unfinished:
+            error, state = unfinished.error, capture(step, work.network, work.updater)
+            if is_out_of_memory(error):
+                return Outcome("out of memory", state)
+            raise StepBroken(state) from error
+        except RuntimeError as error:  # in the update: half of the weights may be a step further than the others
             if not is_out_of_memory(error):
                 raise
-            return Outcome("out of memory", capture(step, work.network, work.updater))
+            return Outcome("out of memory", good)
         if result is None:
             return Outcome("stopped", capture(step, work.network, work.updater))
         done = step + 1
@@ -104,15 +117,10 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
         last = done == pace.steps
         if not skipped and not last and (orders.save or _due(done, pace.save_every)):
             state = capture(done, work.network, work.updater)
-            said = work.save(state)
-            if said:
-                yield said
-            if not isinstance(said, Told):
+            if (yield from _save(work, state)):
                 good = state
         if orders.sample or last or _due(done, pace.sample_every):
-            drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, done))
-            if drawn:
-                yield drawn
+            yield from _sample(work, done)
     return Outcome("done", capture(pace.steps, work.network, work.updater))
 
 
@@ -123,13 +131,36 @@ def _orders(work: Work, step: int) -> Generator[Event, None, Orders]:
         orders = work.control.take()
         if orders.stop or not work.control.paused():
             return orders
-        said = work.save(capture(step, work.network, work.updater)) if orders.save and step else None
-        if said:
-            yield said
+        if orders.save and step:
+            yield from _save(work, capture(step, work.network, work.updater))
         if orders.sample:
-            drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, step))
-            if drawn:
-                yield drawn
+            yield from _sample(work, step)
+
+
+def _save(work: Work, state: TrainingState) -> Generator[Event, None, bool]:
+    """Whether the state was saved; a checkpoint that fails must not cost the training."""
+    try:
+        said = work.save(state)
+    except Exception as error:
+        said = Told(f"Step {state.step} was not saved, the training goes on: {_told(error)}", "warning")
+    if said:
+        yield said
+    return not isinstance(said, Told)
+
+
+def _sample(work: Work, step: int) -> Generator[Event, None, None]:
+    """Pictures with the weights of `step` steps; one that fails must not cost the training."""
+    try:
+        drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, step))
+    except Exception as error:
+        yield Told(f"No samples were drawn at step {step}, the training goes on: {_told(error)}", "warning")
+    else:
+        if drawn:
+            yield drawn
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _due(done: int, every: int) -> bool:
@@ -139,6 +170,21 @@ def _due(done: int, every: int) -> bool:
 def _one_step(pace: Pace, work: Work, step: int) -> Stepped | Skipped:
     began = time.perf_counter()
     updater, processes = work.updater, work.processes
+    try:
+        loss_value, norm_value = _gradients(pace, work, step)
+    except Exception as error:  # whatever it is: the weights are still those of the last whole step, and can be saved
+        raise _Unfinished(error) from error
+    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+    rates = updater.update(step, finite)
+    if not finite:
+        return Skipped(step + 1, pace.steps, loss_value, in_a_row=0)
+    seconds = time.perf_counter() - began
+    return Stepped(step + 1, pace.steps, loss_value, rates, norm_value, seconds, peak_memory(processes.device))
+
+
+def _gradients(pace: Pace, work: Work, step: int) -> list[float]:
+    """Accumulate and clip the gradients of one step; its loss, and the norm before clipping."""
+    updater, processes = work.updater, work.processes
     updater.zero()
     total = torch.zeros((), device=processes.device)
     for micro in range(pace.accumulation):
@@ -147,15 +193,16 @@ def _one_step(pace: Pace, work: Work, step: int) -> Stepped | Skipped:
         loss = work.loss(work.batches(index)) / pace.accumulation
         updater.backward(loss)
         total += loss.detach()
-    gradients = updater.gradients()
-    processes.average([*gradients, total])
+    processes.average([*updater.gradients(), total])
     limit = pace.max_gradient_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(updater.parameters, limit)
     # The step's only wait for the device.
-    loss_value, norm_value = cast(list[float], torch.stack([total, norm.to(total.device)]).tolist())
-    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    rates = updater.update(step, finite)
-    if not finite:
-        return Skipped(step + 1, pace.steps, loss_value, in_a_row=0)
-    seconds = time.perf_counter() - began
-    return Stepped(step + 1, pace.steps, loss_value, rates, norm_value, seconds, peak_memory(processes.device))
+    return cast(list[float], torch.stack([total, norm.to(total.device)]).tolist())
+
+
+class _Unfinished(Exception):
+    """An error on the way to a step's gradients."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error

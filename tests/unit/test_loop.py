@@ -12,7 +12,7 @@ import torch
 
 from lora_trainer.contracts import Batch, Finished, ParameterGroup, Saved, Skipped, Stepped, Told
 from lora_trainer.train.control import Controls
-from lora_trainer.train.loop import SKIPS_ALLOWED, Pace, Work, fit
+from lora_trainer.train.loop import SKIPS_ALLOWED, Pace, StepBroken, Work, fit
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import OneProcess
 from lora_trainer.train.state import restore
@@ -222,3 +222,40 @@ def test_out_of_memory_keeps_what_was_learnt(tmp_path):
     assert end.kind == "out of memory"
     assert end.state.step == 3
     assert torch.equal(bench.network.weight, straight.saved[0].network["unet.it.lora_down.weight"])
+
+
+def test_a_step_that_breaks_off_gives_up_what_was_learnt_before_it(tmp_path):
+    straight, broken = Bench(tmp_path, save_every=3), Bench(tmp_path)
+    straight.run()
+    batches = broken.batches
+
+    def gone(index):
+        if index == 3:
+            raise FileNotFoundError("the picture is gone")
+        return batches(index)
+
+    broken.batches = gone
+    with pytest.raises(StepBroken) as caught:
+        broken.run()
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert caught.value.state.step == 3
+    for name, weight in straight.saved[0].network.items():
+        assert torch.equal(caught.value.state.network[name], weight)
+
+
+@pytest.mark.parametrize("fault", [OSError("no space left"), RuntimeError("the sampler does not know this")])
+def test_a_checkpoint_or_a_picture_that_fails_does_not_cost_the_training(tmp_path, fault):
+    straight, troubled = Bench(tmp_path), Bench(tmp_path, save_every=2)
+    straight.run()
+    troubled.pace = replace(troubled.pace, sample_every=3)
+
+    def fail(*given):
+        raise fault
+
+    troubled.save = fail
+    work = replace(troubled.work(), sample=fail)
+    events = list(fit(troubled.pace, work))
+    told = [event.text for event in events if isinstance(event, Told)]
+    assert len(told) == 4  # checkpoints of steps 2 and 4, pictures of steps 3 and 6
+    assert all(str(fault) in text and "the training goes on" in text for text in told)
+    assert torch.equal(troubled.network.weight, straight.network.weight)
