@@ -50,7 +50,8 @@ TABLE = {
     f"{PACKAGE}/jobs": May(
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}
     ),
-    f"{PACKAGE}/hosts": May({"config", "weights", "families"}, {"torch", "accelerate", *HOST}),
+    # starlette: who may use our routes; PIL: two of the host's pictures compared
+    f"{PACKAGE}/hosts": May({"config", "weights", "families"}, {"torch", "accelerate", "PIL", "starlette", *HOST}),
     f"{PACKAGE}/interfaces": May({"config", "jobs", "hosts", "demo"}, {"tqdm"}),
     f"{PACKAGE}/interfaces/ui": May({"config", "jobs", "hosts", "interfaces"}, {"gradio"}),
     f"{PACKAGE}/interfaces/api": May({"config", "jobs", "hosts", "interfaces"}, {"fastapi", "starlette"}),

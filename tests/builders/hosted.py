@@ -94,13 +94,14 @@ def settings(kind: Kind, v_pred: bool = False) -> dict[str, Any]:
 
 def _unet(kind: Kind) -> dict[str, Any]:
     sketch, heads = SLIM[kind].sketch, SLIM[kind].heads
+    size = {} if kind == "sdxl" else {"image_size": 32}  # unused; sgm's UNet does not know the word
     return {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": sketch.channels[0],
+        "in_channels": 4, "out_channels": 4, "model_channels": sketch.channels[0],
         "attention_resolutions": [2**level for level, depth in enumerate(sketch.depths) if depth],
         "num_res_blocks": sketch.blocks, "channel_mult": [width // sketch.channels[0] for width in sketch.channels],
         "use_spatial_transformer": True, "use_linear_in_transformer": sketch.linear, "context_dim": sketch.context,
         "transformer_depth": list(sketch.depths) if kind == "sdxl" else 1, "use_checkpoint": False, "legacy": False,
-        **heads,
+        **heads, **size,
     }  # fmt: skip
 
 

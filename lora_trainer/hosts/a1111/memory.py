@@ -1,0 +1,44 @@
+"""Parts of the model on the device and off it again, where the WebUI keeps them in the CPU's memory (--medvram).
+
+The WebUI brings a part when its own module runs, which ours never do: they only share its tensors. What is on the
+device is noted in `modules.lowvram.module_in_gpu`, and goes when another part comes; we note ours there as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def bring(model: Any, parts: Iterable[str]) -> None:
+    """Have these parts on the device, and no other. Nothing where the whole model stays there."""
+    from modules import devices, lowvram
+    from torch import nn
+
+    if not model.lowvram:
+        return
+    modules = list(dict.fromkeys(_module(model, part) for part in parts))
+    held = lowvram.module_in_gpu
+    if isinstance(held, nn.ModuleList) and list(held) == modules:
+        return
+    lowvram.send_everything_to_cpu()
+    together = nn.ModuleList(modules)  # one name for several: whoever comes next sends all of them away
+    together.to(devices.device)
+    lowvram.module_in_gpu = together
+
+
+def send_back(model: Any) -> None:
+    """Everything to the CPU's memory again, as the WebUI itself does after a generation."""
+    from modules import devices, lowvram
+
+    if model is not None and model.lowvram:
+        lowvram.send_everything_to_cpu()
+    devices.torch_gc()
+
+
+def _module(model: Any, part: str) -> Any:
+    if part == "unet":
+        return model.model
+    if part == "vae":
+        return model.first_stage_model
+    return model.conditioner if model.is_sdxl else model.cond_stage_model
