@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.contracts import Event, HostPaths, LentModel, PlainError, SampleOrder, Told
-from lora_trainer.hosts.a1111 import access, drawing, loras, memory
+from lora_trainer.hosts.a1111 import drawing, loras, memory
 from lora_trainer.hosts.a1111 import model as models
 from lora_trainer.hosts.a1111.board import Board
 from lora_trainer.hosts.a1111.pristine import make_pristine
@@ -18,7 +18,6 @@ from lora_trainer.hosts.a1111.turn import Turn
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-    from starlette.requests import Request
 
 ROOTS_SETTING = "lora_trainer_data_roots"  # further folders that requests may name, one a line
 NOISE = 0.5  # of 255: a mean difference below it is not the LoRA's (GPUs do not repeat themselves to the bit)
@@ -142,10 +141,6 @@ class A1111:
             checkpoints=tuple(folders),
             allowed=(data, every_model, loras_folder, *folders, *added),
         )
-
-    def admit(self, request: Request) -> bool:
-        """Whether a request to our routes may pass, by what --api-auth and --gradio-auth ask for."""
-        return access.admit(request)
 
 
 def _compared(without: Any, with_lora: Any) -> Told:

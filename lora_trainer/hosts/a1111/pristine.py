@@ -44,7 +44,7 @@ def _layers(model: Any) -> Iterable[Any]:
 
 
 def _is_touched(layer: Any) -> bool:
-    """Whether a LoRA is merged in, or a copy of the weights is kept, as it is when the LoRA is not prompted for again."""
+    """Whether a LoRA is merged in, or a copy of the weights is kept (which outlasts the LoRA in the prompt)."""
     return bool(getattr(layer, "network_current_names", ())) or (
         getattr(layer, "network_weights_backup", None) is not None
         or getattr(layer, "network_bias_backup", None) is not None
