@@ -52,8 +52,9 @@ TABLE = {
     ),
     # starlette: who may use our routes; PIL: two of the host's pictures compared
     f"{PACKAGE}/hosts": May({"config", "weights", "families"}, {"torch", "accelerate", "PIL", "starlette", *HOST}),
-    f"{PACKAGE}/interfaces": May({"config", "jobs", "hosts", "demo"}, {"tqdm"}),
-    f"{PACKAGE}/interfaces/ui": May({"config", "jobs", "hosts", "interfaces"}, {"gradio"}),
+    # fastapi and those beside it: for the types of the WebUI's application, and for the server of our own
+    f"{PACKAGE}/interfaces": May({"config", "jobs", "hosts", "demo"}, {"tqdm", "fastapi", "starlette", "uvicorn"}),
+    f"{PACKAGE}/interfaces/ui": May({"config", "jobs", "hosts", "interfaces"}, {"gradio", "fastapi"}),
     f"{PACKAGE}/interfaces/api": May({"config", "jobs", "hosts", "interfaces"}, {"fastapi", "starlette"}),
     f"{PACKAGE}/demo": May(
         EVERY_ROOM_BUT_DOORS,

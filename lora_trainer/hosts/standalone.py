@@ -13,16 +13,29 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+_ENDINGS = (".safetensors", ".ckpt")  # that a checkpoint's name may be given without
+
 
 class Standalone:
-    """Implements `contracts.Host` for the command line."""
+    """Implements `contracts.Host` for the command line, and with folders for the page of our own server."""
 
     name = "stand-alone"
     draws = False
 
+    def __init__(
+        self, *, loras: Path | None = None, runs: Path | None = None, checkpoints: Sequence[Path] = (),
+        allowed: Sequence[Path] | None = None,
+    ) -> None:  # fmt: skip
+        self._paths = HostPaths(loras, runs, tuple(checkpoints), None if allowed is None else tuple(allowed))
+
     def base_file(self, base: str) -> Path | None:
-        """The file or folder behind the name of a base model; None where no name is given."""
-        return Path(base).expanduser() if base else None
+        """The file or folder behind the name of a base model, looked for in the folders of checkpoints too; None where
+        no name is given."""
+        if not base:
+            return None
+        given = Path(base).expanduser()
+        places = [folder / f"{base}{ending}" for folder in self._paths.checkpoints for ending in ("", *_ENDINGS)]
+        return next((place for place in (given, *places) if place.exists()), given)
 
     def device(self) -> torch.device:
         """The device that accelerate chooses: this process's own GPU, else the CPU."""
@@ -65,8 +78,8 @@ class Standalone:
         """Nobody to tell."""
 
     def paths(self) -> HostPaths:
-        """The current folder is all there is."""
-        return HostPaths(loras=None)
+        """The folders that were given; for the command line none."""
+        return self._paths
 
 
 def keep_freed_memory() -> bool:

@@ -1,4 +1,4 @@
-"""The command line: `python -m lora_trainer train | export | merge | inspect | demo`.
+"""The command line: `python -m lora_trainer train | export | merge | inspect | demo | ui`.
 
 Other people's scripts depend on the words and the exit codes below, so they change slowest of all.
 """
@@ -79,6 +79,14 @@ def weighted_lora(text: str) -> WeightedLora:
     return WeightedLora(Path(path if colon else text), value)
 
 
+def name_and_password(text: str) -> tuple[str, str]:
+    """Read NAME:PASSWORD; the password may hold colons."""
+    name, colon, password = text.partition(":")
+    if not (name and colon and password):
+        raise argparse.ArgumentTypeError("a name and a password are wanted; write for example --auth anna:secret")
+    return name, password
+
+
 # --- the grammar -----------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_merge(verbs)
     _add_inspect(verbs)
     _add_demo(verbs)
+    _add_ui(verbs)
     return top
 
 
@@ -150,6 +159,21 @@ def _add_demo(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     verb.set_defaults(do=_demo)
 
 
+def _add_ui(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = _verb(verbs, "ui", "serve the page and the HTTP routes, without a WebUI")
+    verb.add_argument("--port", type=int, default=7870, metavar="N", help="port to listen at (default: 7870)")
+    verb.add_argument("--listen", action="store_true", help="let other machines in too, not this one alone")
+    verb.add_argument("--loras", type=Path, default=Path("output/loras"), metavar="DIR",
+                      help="folder for finished LoRA (default: output/loras)")  # fmt: skip
+    verb.add_argument("--checkpoints", type=Path, action="append", default=[], metavar="DIR",
+                      help="folder with base models to pick from; may be given several times")  # fmt: skip
+    verb.add_argument("--allow", type=Path, action="append", default=[], metavar="DIR",
+                      help="folder that may be named in the page and over HTTP, besides those above; may be given "
+                      "several times (default: any folder, and with --listen the current one)")  # fmt: skip
+    verb.add_argument("--auth", type=name_and_password, metavar="NAME:PASSWORD", help="ask everybody for these")
+    verb.set_defaults(do=_ui)
+
+
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +225,20 @@ def _demo(given: argparse.Namespace) -> int:
     control = Controls()
     with _stopped_by_hand(control):
         return exit_code(follow(demonstrate(given.output, host=Standalone(), control=control), sys.stderr))
+
+
+def _ui(given: argparse.Namespace) -> int:
+    from lora_trainer.hosts.standalone import Standalone, keep_freed_memory
+    from lora_trainer.interfaces.server import Credentials, serve
+
+    keep_freed_memory()
+    runs = Path("output/runs")
+    allowed = given.allow or ([Path.cwd()] if given.listen else None)
+    if allowed is not None:
+        allowed = [*allowed, given.loras, runs, *given.checkpoints]
+    host = Standalone(loras=given.loras, runs=runs, checkpoints=given.checkpoints, allowed=allowed)
+    serve(host, port=given.port, listen=given.listen, credentials=Credentials(*given.auth) if given.auth else None)
+    return DONE
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def guarded(handlers: Mapping[str, Handler], admit: Admit, host: str) -> Handler
     async def endpoint(request: Request) -> Response:
         try:
             if not await run_in_threadpool(admit, request):
-                return _who_are_you(host)
+                return who_are_you(host)
             verb = "GET" if request.method == "HEAD" else request.method
             if verb not in handlers:
                 return _not_here(request, handlers)
@@ -58,7 +58,8 @@ def guarded(handlers: Mapping[str, Handler], admit: Admit, host: str) -> Handler
     return endpoint
 
 
-def _who_are_you(host: str) -> Response:
+def who_are_you(host: str) -> Response:
+    """401, so that a browser asks for the name and password."""
     headers = {"WWW-Authenticate": f'Basic realm="LoRA Trainer, {host}", charset="UTF-8"'}
     return answer({"faults": ["Give the name and password that this server asks for."]}, 401, headers)
 
