@@ -89,18 +89,23 @@ def dump(config: RunConfig) -> dict[str, Any]:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """The raw mapping in a YAML file, for `load`; empty for an empty file. Raises PlainError, with the line."""
+    return read_yaml(_text_of(path), str(path))
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    """The raw mapping in YAML text that came from what is called `name`. Raises PlainError, with the line."""
     try:
-        raw = yaml.load(_text_of(path), _PlainLoader)
+        raw = yaml.load(text, _PlainLoader)
     except yaml.YAMLError as error:
-        raise PlainError(f"{path}{_place(error)}: {_reason(error)}.") from error
+        raise PlainError(f"{name}{_place(error)}: {_reason(error)}.") from error
     except RecursionError as error:
-        raise PlainError(f"{path} is nested too deeply to be a configuration.") from error
+        raise PlainError(f"{name} is nested too deeply to be a configuration.") from error
     except ValueError as error:  # a number such as `0x_` or one of thousands of digits
-        raise PlainError(f"{path} holds a number that cannot be read: {error}.") from error
+        raise PlainError(f"{name} holds a number that cannot be read: {error}.") from error
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise PlainError(f"{path} holds {type(raw).__name__} where settings are wanted, one 'name: value' a line.")
+        raise PlainError(f"{name} holds {type(raw).__name__} where settings are wanted, one 'name: value' a line.")
     return cast("dict[str, Any]", raw)
 
 

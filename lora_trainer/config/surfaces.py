@@ -16,7 +16,7 @@ from lora_trainer.config.values import bounds
 
 __all__ = ["add_flags", "flags_of", "json_schema", "leaves", "options_page", "options_table"]
 
-_TITLES = {  # section: heading of its group in `train --help` and docs/options.md
+TITLES = {  # section: heading of its group in `train --help` and docs/options.md
     "": "run",
     "model": "base model",
     "data": "images and captions",
@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     word, `--data.flip true`, so that a flag can also turn off what a file turns on; a list takes several words,
     `--samples.prompts "a cat" "a dog"`; an empty word, `--train.epochs ""`, empties what a file sets.
     """
-    plain = {section: parser.add_argument_group(title) for section, title in _TITLES.items()}
+    plain = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
     advanced = parser.add_argument_group("advanced", "Settings that seldom need a change.")
     for leaf in leaves():
         group = advanced if leaf.option.advanced else plain[leaf.section]
@@ -110,7 +110,7 @@ def _entry(leaf: Leaf) -> dict[str, Any]:
 def options_table() -> str:
     """Markdown: a table a section, a row a setting."""
     parts: list[str] = []
-    for section, title in _TITLES.items():
+    for section, title in TITLES.items():
         rows = [_row(leaf) for leaf in leaves() if leaf.section == section]
         heading = f"## {title.capitalize()}" + (f" (`{section}`)" if section else "")
         head = ["| setting | also | values | default | what it does |", "|---|---|---|---|---|"]

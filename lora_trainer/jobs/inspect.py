@@ -88,6 +88,11 @@ def inspect(path: Path) -> Report:
     )
 
 
+def recipe_in(path: Path) -> dict[str, Any]:
+    """The configuration that a LoRA file of ours carries; {} in one of another program's. Raises PlainError."""
+    return _recipe(read_metadata(Path(path)))
+
+
 def _base(path: Path, metadata: Mapping[str, str]) -> Report:
     from lora_trainer.families.registry import family_named, lend_file
 

@@ -1,0 +1,129 @@
+"""What the page is told when the form changes, when Start is pressed, or when settings are brought in: plain JSON.
+
+The form's values come by dotted path, with "subject" and "strength" beside them; the answers are drawn by
+javascript/lora_trainer.js.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.config.leaves import leaves
+from lora_trainer.config.load import ConfigError, load
+from lora_trainer.config.presets import steps_of
+from lora_trainer.contracts import PlainError
+from lora_trainer.interfaces.ui.fields import elem_id, label, raw_of, shown_of
+
+if TYPE_CHECKING:
+    from lora_trainer.jobs.plan import Plan
+    from lora_trainer.jobs.registry import Registry
+
+Answer = dict[str, Any]
+
+
+def asked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the form asks for, without what its strength will add."""
+    raw = raw_of(values)
+    if "data.folder" in raw:  # as file managers copy it: blanks and quotes around
+        raw["data.folder"] = raw["data.folder"].strip().strip('"').strip()
+    return {path: value for path, value in raw.items() if path != "data.folder" or value}
+
+
+def planned(registry: Registry, values: Mapping[str, Any]) -> Answer:
+    """What Start would do, or the faults that keep it from it; nothing is said of a form without a folder.
+
+    "form" and "strength" go along for the browser to remember.
+    """
+    raw, strength = asked(values), values.get("strength")
+    form = {"form": raw, "strength": strength}
+    if "data.folder" not in raw:
+        return {"kind": "empty"} | form
+    try:
+        plan, _ = with_strength(registry, raw, strength)
+    except PlainError as error:
+        return faults(error) | form
+    return told(registry, plan) | form
+
+
+def started(registry: Registry, values: Mapping[str, Any]) -> Answer:
+    """The id of the job that was begun or queued, or the faults that kept it from it."""
+    raw = asked(values)
+    try:
+        if "data.folder" not in raw:
+            raise PlainError("No folder with images is named; name one, or drop images into the form.")
+        _, raw = with_strength(registry, raw, values.get("strength"))
+        job = registry.submit(raw)
+    except PlainError as error:
+        return faults(error)
+    return {"kind": "started", "id": job.id}
+
+
+def with_strength(registry: Registry, raw: dict[str, Any], strength: str | None) -> tuple[Plan, dict[str, Any]]:
+    """The plan and the settings it is of, with the steps that a strength makes of the usual number.
+
+    A length that is given in steps or epochs is kept. Raises PlainError.
+    """
+    plan = registry.plan(raw)
+    if strength is None or "train.steps" in raw or "train.epochs" in raw:
+        return plan, raw
+    steps = steps_of(strength, plan.steps)
+    if steps == plan.steps:
+        return plan, raw
+    raw = raw | {"train.steps": steps}
+    return registry.plan(raw), raw
+
+
+def told(registry: Registry, plan: Plan) -> Answer:
+    """The plan in numbers; the page makes the sentence, in its language."""
+    decided = {choice.name: choice.value for choice in plan.choices}
+    found = plan.scan
+    return {
+        "kind": "plan",
+        "images": len(found.items),
+        "captioned": len(found.items) - len(found.missing_captions),
+        "resolution": plan.resolution,
+        "steps": plan.steps,
+        "epochs": plan.epochs,
+        "seconds": registry.seconds(plan),
+        "base": plan.lent.name,
+        "family": plan.family.title,
+        "prediction": decided.get("prediction", plan.lent.facts.prediction),
+        "notes": list(plan.notes),
+        "choices": [choice._asdict() for choice in plan.choices],
+    }
+
+
+def faults(error: PlainError) -> Answer:
+    """Every fault as a sentence, with the field it belongs to."""
+    if not isinstance(error, ConfigError):
+        return {"kind": "faults", "faults": [{"text": str(error), "field": None}]}
+    named = {name: leaf for leaf in leaves() for name in (leaf.path, leaf.option.alias) if name}
+    return {
+        "kind": "faults",
+        "faults": [
+            {"text": f"{label(named[one.path])} {one.text}.", "field": elem_id(named[one.path].path)}
+            if one.path in named else {"text": f"{one.path} {one.text}.", "field": None}
+            for one in error.faults
+        ],
+    }  # fmt: skip
+
+
+def continued(registry: Registry, job_id: str) -> dict[str, Any]:
+    """The settings of a job, to be gone on with from the LoRA it made. Raises PlainError."""
+    try:
+        job = registry.job(job_id)
+    except KeyError as error:
+        raise PlainError("This job is not known any more; name its LoRA under 'Start from'.") from error
+    lora = next((file for file in reversed(job.files) if Path(file).suffix == ".safetensors"), None)
+    if lora is None:
+        raise PlainError(f"{job.name} has written no LoRA yet, so there is nothing to train on from.")
+    raw = raw_of(shown_of(load(job.raw)))
+    return raw | {"network.start_from": str(lora), "output.name": _next_name(job.name)}
+
+
+def _next_name(name: str) -> str:
+    """ "lighthouse_2" after "lighthouse", "_3" after that."""
+    stem, _, number = name.rpartition("_")
+    return f"{stem}_{int(number) + 1}" if stem and number.isdecimal() else f"{name}_2"

@@ -1,0 +1,116 @@
+"""One setting as a field of the form: its label, its component, and the way of its value in and out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_trainer.config.leaves import Leaf, leaves
+from lora_trainer.config.options import RunConfig
+
+_LINES = 2  # of a text field that takes a list, one item a line
+
+
+def elem_id(path: str) -> str:
+    """The id of a setting's element in the page: "network.rank" is "lt_network_rank"."""
+    return "lt_" + path.replace(".", "_")
+
+
+def label(leaf: Leaf) -> str:
+    """The setting's name in words, with its unit: "Save steps (steps)" would stammer and is "Save steps"."""
+    words = leaf.path.rpartition(".")[2].replace("_", " ").capitalize()
+    words = words.replace("snr", "SNR")
+    unit = leaf.option.unit
+    return f"{words} ({unit})" if unit and unit not in words.lower() else words
+
+
+def component(leaf: Leaf, value: Any, **more: Any) -> Any:
+    """The gradio component of a setting, showing `value` (as in a RunConfig).
+
+    Numbers are plain fields without bounds: `load` judges them, with a sentence, where a slider would bend them.
+    """
+    properties: dict[str, Any] = {
+        "label": label(leaf), "info": leaf.option.help, "elem_id": elem_id(leaf.path), "value": shown(leaf, value)
+    }  # fmt: skip
+    properties |= more
+    if leaf.choices:
+        choices = ["", *leaf.choices] if leaf.optional else list(leaf.choices)
+        made = gr.Dropdown(choices=choices, **properties)
+    elif leaf.type is bool:
+        made = gr.Checkbox(**properties)
+    elif leaf.type in (int, float) and not leaf.many:
+        made = gr.Number(**properties)
+    else:
+        made = gr.Textbox(lines=_LINES if leaf.many else 1, **properties)
+    return unsaved(made)
+
+
+def unsaved(made: Any) -> Any:
+    """The component, left out of A1111's ui-config.json, which would keep today's defaults for ever."""
+    made.do_not_save_to_config = True
+    return made
+
+
+def shown(leaf: Leaf, value: Any) -> Any:
+    """A value of the configuration as its component shows it."""
+    if leaf.many:
+        return "\n".join(_on_one_line(str(item)) for item in value or ())
+    if value is None:
+        return "" if leaf.choices or leaf.type is str else None
+    return value
+
+
+def read(leaf: Leaf, value: Any) -> Any:
+    """What stands in a component, as `load` takes it; None for an empty field."""
+    if leaf.many:
+        return [_as_it_was(line) for line in str(value or "").split("\n") if line.strip()]
+    return None if value is None or value == "" else value
+
+
+def _on_one_line(item: str) -> str:
+    """An item of a list with its line breaks written as \\n; a \\n that was in it gets a second backslash."""
+    return item.replace("\\n", "\\\\n").replace("\n", "\\n")
+
+
+def _as_it_was(line: str) -> str:
+    return re.sub(r"\\(\\n|n)", lambda found: found[1] if found[1] != "n" else "\n", line)
+
+
+def raw_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the fields say, by path, for `load`: settings that are empty or stand at their default are left out."""
+    raw: dict[str, Any] = {}
+    for leaf in leaves():
+        if leaf.path not in values:
+            continue
+        found = read(leaf, values[leaf.path])
+        default = list(leaf.default) if leaf.many else leaf.default
+        unsaid = found is None and not (leaf.optional and leaf.default is not None)
+        if not unsaid and found != default:
+            raw[leaf.path] = found
+    return raw
+
+
+def shown_of(config: RunConfig) -> dict[str, Any]:
+    """What every field shows for a configuration, by path."""
+    return {leaf.path: shown(leaf, value_at(config, leaf.path)) for leaf in leaves()}
+
+
+def value_at(config: RunConfig, path: str) -> Any:
+    """The configuration's value of one setting."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def sectioned(skip: Iterable[str] = ()) -> dict[str, tuple[Sequence[Leaf], Sequence[Leaf]]]:
+    """(plain, advanced) settings of each section, in the order of their definition, without those in `skip`."""
+    left_out = set(skip)
+    found: dict[str, tuple[list[Leaf], list[Leaf]]] = {}
+    for leaf in leaves():
+        if leaf.path not in left_out:
+            found.setdefault(leaf.section, ([], []))[leaf.option.advanced].append(leaf)
+    return dict(found)

@@ -1,0 +1,162 @@
+"""The tab as gradio blocks: the form on the left; on the right an empty place that javascript/lora_trainer.js draws.
+
+Between form and script there is one hidden text field each way, `lt_order` and `lt_answer`, and hidden buttons that
+the script presses; all else that it shows comes from the HTTP routes, so that a reload of the page loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gradio as gr
+
+from lora_trainer.config.load import dump_yaml, load
+from lora_trainer.contracts import Host, PlainError
+from lora_trainer.interfaces.ui import answers
+from lora_trainer.interfaces.ui.folders import open_folder
+from lora_trainer.interfaces.ui.form import Form, build, build_advanced, lends
+from lora_trainer.interfaces.ui.sources import brought
+from lora_trainer.interfaces.ui.uploads import keep
+from lora_trainer.interfaces.ui.versions import listen, update
+
+if TYPE_CHECKING:
+    from lora_trainer.jobs.registry import Registry
+
+ROOT = Path(__file__).resolve().parents[3]  # of the repository: javascript/ and style.css stand there
+
+_CHANGED = "() => { window.loraTrainer && window.loraTrainer.changed(); return []; }"
+_ANSWERED = "(text) => { window.loraTrainer && window.loraTrainer.answered(text); return []; }"
+_ORDER = "(...row) => [window.loraTrainer.order(), ...row.slice(1)]"
+_SUBMIT = "(...row) => { window.loraTrainer.submitting(); return row; }"
+
+
+class _Wires(NamedTuple):
+    """The hidden components between form and script."""
+
+    order: Any
+    answer: Any
+    buttons: dict[str, Any]
+
+
+def page(registry: Registry, host: Host) -> gr.Blocks:
+    """The whole tab. Handlers ask the registry in this process; what runs is drawn from the HTTP routes."""
+    blocks = gr.Blocks(analytics_enabled=False, title="LoRA Trainer")
+    with blocks, gr.Column(elem_id="lt_page"):
+        with gr.Row(elem_id="lt_columns"):
+            with gr.Column(scale=5, min_width=300, elem_id="lt_form"):
+                form = build(host)
+                gr.HTML(_frame("lt_plan", host), elem_id="lt_plan_block")
+                start = gr.Button("Start training", variant="primary", elem_id="lt_start")
+                gr.HTML('<div id="lt_tools"></div>', elem_id="lt_tools_block")
+                with gr.Accordion("Advanced options", open=False, elem_id="lt_advanced"):
+                    build_advanced(form)
+            with gr.Column(scale=6, min_width=300, elem_id="lt_watch"):
+                gr.HTML(_frame("lt_run", host), elem_id="lt_run_block")
+        wires = _wires()
+        _wire_form(form, wires, start, registry)
+        _wire_sources(form, wires, registry, host)
+    return blocks
+
+
+def assets() -> list[Path]:
+    """The script and the style sheet of the page, for a server that does not find them by itself."""
+    return [*sorted((ROOT / "javascript").glob("*.js")), ROOT / "style.css"]
+
+
+def _frame(name: str, host: Host) -> str:
+    lending = "yes" if lends(host) else "no"
+    return f'<div id="{escape(name)}" data-lends="{lending}" data-host="{escape(host.name)}"></div>'
+
+
+def _wires() -> _Wires:
+    """Hidden by the style sheet, not by gradio, which keeps from the browser what it hides itself."""
+    with gr.Row(elem_id="lt_wires"):
+        order = gr.Textbox(elem_id="lt_order", show_label=False)
+        answer = gr.Textbox(elem_id="lt_answer", show_label=False)
+        buttons = {name: gr.Button(name, elem_id=f"lt_do_{name}") for name in ("plan", "bring", "save", "open")}
+    for hidden in (order, answer, *buttons.values()):
+        hidden.do_not_save_to_config = True
+    listen(answer.change, inputs=[answer], js=_ANSWERED)
+    return _Wires(order, answer, buttons)
+
+
+def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> None:
+    start.do_not_save_to_config = True
+    for changing in form.row:
+        listen(changing.change, js=_CHANGED)
+
+    def plan(*row: Any) -> str:
+        return _sent(lambda: answers.planned(registry, form.named(row)))
+
+    def begin(*row: Any) -> str:
+        return _sent(lambda: answers.started(registry, form.named(row)))
+
+    def save(*row: Any) -> str:
+        return _sent(lambda: {"kind": "yaml", "text": _as_yaml(registry, form.named(row))})
+
+    listen(wires.buttons["plan"].click, plan, form.row, [wires.answer])
+    listen(start.click, begin, form.row, [wires.answer], js=_SUBMIT)
+    listen(wires.buttons["save"].click, save, form.row, [wires.answer])
+    listen(form.subject.input, form.preset, [form.subject], form.preset_components)
+    trigger, prompts = form.by_path["data.trigger"], form.by_path["samples.prompts"]
+    listen(trigger.blur, form.prompt, [trigger, prompts, form.subject], [prompts])
+    # A strength that is chosen by hand takes the place of a length that is given.
+    lengths = [form.by_path["train.steps"], form.by_path["train.epochs"]]
+    listen(form.strength.input, lambda: [update(value=None), update(value=None)], (), lengths)
+
+
+def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> None:
+    def bring(order: str, *row: Any) -> list[Any]:
+        try:
+            found = brought(json.loads(order), form.named(row), registry, host.paths())
+        except PlainError as error:
+            return [_stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
+        return [_stamped({"kind": "brought", "what": found.note}), *form.filled(found.config, found.strength)]
+
+    def dropped(files: Sequence[Any] | None, folder: str) -> list[Any]:
+        if not files:
+            return [update(), update(), update()]
+        try:
+            kept = keep([getattr(file, "name", file) for file in files], folder or "", host.paths())
+        except PlainError as error:
+            return [update(value=None), update(), _stamped(answers.faults(error))]
+        return [update(value=None), update(value=str(kept)), update()]
+
+    def show(order: str, request: gr.Request) -> str:
+        return _sent(lambda: open_folder(registry, json.loads(order)["id"], _from_here(request)))
+
+    listen(wires.buttons["bring"].click, bring, [wires.order, *form.row], [wires.answer, *form.row], js=_ORDER)
+    listen(form.drop.upload, dropped, [form.drop, form.by_path["data.folder"]],
+           [form.drop, form.by_path["data.folder"], wires.answer])  # fmt: skip
+    listen(wires.buttons["open"].click, show, [wires.order], [wires.answer], js="(_) => window.loraTrainer.order()")
+
+
+def _as_yaml(registry: Registry, values: dict[str, Any]) -> str:
+    """What Start would run, as YAML; with its steps where there is a folder to count them from."""
+    raw = answers.asked(values)
+    if "data.folder" in raw:
+        _, raw = answers.with_strength(registry, raw, values.get("strength"))
+    return dump_yaml(load(raw))
+
+
+def _from_here(request: gr.Request) -> bool:
+    """Whether the browser runs on this machine; through a proxy nobody can tell."""
+    client = getattr(request, "client", None)
+    return "x-forwarded-for" not in request.headers and getattr(client, "host", "") in ("127.0.0.1", "::1")
+
+
+def _sent(make: Callable[[], answers.Answer]) -> str:
+    try:
+        return _stamped(make())
+    except PlainError as error:
+        return _stamped(answers.faults(error))
+
+
+def _stamped(answer: answers.Answer) -> str:
+    """As text, never twice the same, since the browser is only told of changes."""
+    return json.dumps(answer | {"at": time.time_ns()}, ensure_ascii=False)

@@ -1,0 +1,83 @@
+"""Where settings can be brought into the form from: YAML text, a LoRA, an earlier job, the browser's memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lora_trainer.config.load import LARGEST_FILE, load, read_yaml
+from lora_trainer.config.options import RunConfig
+from lora_trainer.config.presets import STRENGTHS
+from lora_trainer.contracts import HostPaths, PlainError
+from lora_trainer.interfaces.ui.answers import continued
+from lora_trainer.interfaces.ui.fields import raw_of, shown_of
+
+if TYPE_CHECKING:
+    from lora_trainer.jobs.registry import Registry
+
+# A LoRA tells only the last part of these, and the folder of the form is the one that is there.
+_OF_THE_MACHINE = ("data.folder", "data.metadata", "model.base", "output.directory", "output.name")
+
+
+class Brought(NamedTuple):
+    """Settings for the form."""
+
+    config: RunConfig
+    note: str  # what was done: "settings", "lora", "train on"; "" where nothing need be said
+    strength: str | None = None
+
+
+def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Registry, paths: HostPaths) -> Brought:
+    """The settings that the browser asks for: {"from": "text" | "recipe" | "job" | "form", ...}. Raises PlainError.
+
+    `values` are those of the form now, of which some stay when the source cannot know them.
+    """
+    source, name = order["from"], str(order.get("name") or "The text")
+    if source == "job":
+        return Brought(load(continued(registry, order["id"])), "train on")
+    if source == "form":
+        strength = order.get("strength")
+        return Brought(load(order["raw"]), "", strength if strength in {one.name for one in STRENGTHS} else None)
+    text = str(order["text"])
+    if len(text) > LARGEST_FILE:
+        raise PlainError(f"{name} is too long for a configuration; choose a YAML file or a LoRA.")
+    if source == "recipe":
+        return Brought(_from_recipe(_parsed(text, name), values), "lora")
+    line = text.strip().strip('"')
+    if line.endswith(".safetensors") and "\n" not in line:
+        return Brought(_from_recipe(_recipe_of(line, paths), values), "lora")
+    return Brought(load(read_yaml(text, name)), "settings")
+
+
+def _from_recipe(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
+    shown = shown_of(load(recipe))
+    return load(raw_of(shown | {path: values[path] for path in _OF_THE_MACHINE}))
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    try:
+        recipe = json.loads(text)
+    except ValueError as error:
+        raise PlainError(f"The recipe in {name} cannot be read ({error}); set the form by hand.") from error
+    if not isinstance(recipe, dict):
+        raise PlainError(f"{name} carries no recipe of this trainer; set the form by hand.")
+    return recipe
+
+
+def _recipe_of(named: str, paths: HostPaths) -> dict[str, Any]:
+    """The recipe of a LoRA by its path, or by its name in the folder of LoRA."""
+    from lora_trainer.jobs.inspect import recipe_in
+
+    path = Path(named).expanduser()
+    if not path.is_absolute() and paths.loras is not None:
+        path = paths.loras / path
+    if not path.is_file():
+        raise PlainError(f"There is no LoRA {path}; check the spelling.")
+    if paths.allowed is not None and not any(path.resolve().is_relative_to(one.resolve()) for one in paths.allowed):
+        raise PlainError(f"{path} lies outside of the folders that may be named here; copy it into the LoRA folder.")
+    recipe = recipe_in(path)
+    if not recipe:
+        raise PlainError(f"{path.name} carries no recipe of this trainer; set the form by hand.")
+    return recipe
