@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.contracts import Event, HostPaths, LentModel, PlainError, SampleOrder, Told
+from lora_trainer.hosts import beside
 from lora_trainer.hosts.a1111 import drawing, loras, memory
 from lora_trainer.hosts.a1111 import model as models
 from lora_trainer.hosts.a1111.board import Board
@@ -49,6 +50,7 @@ class A1111:
 
     def lend(self) -> LentModel:
         """The loaded checkpoint's own tensors; loaded now if it is not. Raises PlainError."""
+        beside.ready()  # what is missing is told before the run: this is the first that is asked for it
         with self._turn:
             return models.lend()
 
@@ -60,7 +62,8 @@ class A1111:
 
     @contextmanager
     def visit(self) -> Iterator[None]:
-        """A whole run; afterwards nothing of it is left in the WebUI."""
+        """A whole run; afterwards nothing of it is left in the WebUI. Raises PlainError where packages are missing."""
+        beside.ready()
         self.__dict__.pop("_board", None)  # what was pressed for an earlier run is past
         try:
             yield
