@@ -4,8 +4,8 @@
     python install.py test     also makes the environments with the hosts' pinned libraries, and runs every test
     python install.py beside   for the Python of a WebUI: puts what it lacks into the folder "beside"
 
-A WebUI calls it at each start without a word, which then means "beside"; without a WebUI that does nothing. A second call
-reuses what the first one made.
+A WebUI calls it at each start without a word, which then means "beside"; without a WebUI that does nothing. A second
+call reuses what the first one made.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ RUN = (
 # Installed without what it asks for: only its tokenizer's vocabulary is read, and the torchvision that it would bring
 # along breaks transformers where torch is a CPU build.
 ALONE = ("open_clip_torch>=2.20",)
+UI = ("gradio>=6",)  # the page without a WebUI; brings fastapi and uvicorn
 TEST = ("pytest>=8", "hypothesis>=6.100")
 LINT = ("ruff>=0.11", "pyright[nodejs]>=1.1.390")  # with node from the package index, wherever none is installed
 
@@ -48,10 +49,12 @@ HOST_PINS = {
     "a1111": (
         TORCH, "transformers==4.30.2", "tokenizers==0.13.3", "accelerate==0.21.0", "safetensors==0.4.2",
         "huggingface_hub==0.36.2", "numpy==1.26.2", "Pillow==9.5.0", "diffusers==0.31.0", "peft==0.13.2",
+        "fastapi==0.94.0", "starlette==0.26.1", "pydantic==1.10.27", "uvicorn>=0.20",
     ),
     "forge": (
         TORCH, "transformers==4.46.1", "accelerate==0.31.0", "safetensors==0.4.2", "huggingface_hub==0.26.2",
         "numpy==1.26.2", "Pillow==9.5.0", "diffusers==0.31.0", "peft==0.13.2",
+        "fastapi==0.104.1", "pydantic==2.8.2", "uvicorn>=0.20",
     ),
 }  # fmt: skip
 BESIDE_PINS = ("PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12", "ftfy>=6.1")  # hosts have them in any version
@@ -137,8 +140,11 @@ def _beside() -> bool:
 
 
 def _demo(rest: list[str]) -> int:
-    environment = _made(Environment("newest", ROOT / ".venv", RUN, PYTHONS))
-    return _call([environment.python, "-m", "lora_trainer", "demo", *rest])
+    environment = _made(Environment("newest", ROOT / ".venv", (*RUN, *UI), PYTHONS))
+    code = _call([environment.python, "-m", "lora_trainer", "demo", *rest])
+    if code == 0:
+        print(f"\nTrain on your own pictures in a page: {environment.python} -m lora_trainer ui", flush=True)
+    return code
 
 
 # --- test ------------------------------------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ def _demo(rest: list[str]) -> int:
 
 def _test(only: str | None, rest: list[str]) -> int:
     outcomes: list[Outcome] = []
-    newest = Environment("newest", ROOT / ".venv", (*RUN, *TEST, *LINT), PYTHONS)
+    newest = Environment("newest", ROOT / ".venv", (*RUN, *UI, *TEST, *LINT), PYTHONS)
     if only in (None, "lint", "newest"):
         outcomes.append(_install(newest))
     if only in (None, "lint"):

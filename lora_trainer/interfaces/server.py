@@ -168,5 +168,5 @@ def _check_gradio() -> None:
         raise PlainError(f"The page needs the package gradio, which is not installed; do so with: {remedy}") from error
     if int(found.partition(".")[0]) < _GRADIO:
         raise PlainError(
-            f"The page needs gradio {_GRADIO} or newer, and {found} is installed; in an environment of its own: {remedy}"
+            f"The page needs gradio {_GRADIO} or newer, and {found} is installed; in another environment: {remedy}"
         )
