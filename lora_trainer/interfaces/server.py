@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from lora_trainer.jobs.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = {"lora_trainer.js": ROOT / "javascript" / "lora_trainer.js", "style.css": ROOT / "style.css"}
+SCRIPTS = sorted((ROOT / "javascript").glob("*.js"))  # all of them, as a WebUI takes them
+FILES = {path.name: path for path in (*SCRIPTS, ROOT / "style.css")}
 _FILES_AT = "/lora_trainer/files"
 _THIS_MACHINE = ("127.0.0.1", "localhost")
 _GRADIO = 6  # its first version whose `mount_gradio_app` takes what stands in the page's head
@@ -117,10 +118,8 @@ def _offer_files(app: FastAPI) -> None:
 
 def _head() -> str:
     """What a WebUI would put into the page's head for its extensions."""
-    return (
-        f'<link rel="stylesheet" href="{_FILES_AT}/style.css">\n'
-        f'<script src="{_FILES_AT}/lora_trainer.js" defer></script>'
-    )
+    scripts = [f'<script src="{_FILES_AT}/{path.name}" defer></script>' for path in SCRIPTS]
+    return "\n".join([f'<link rel="stylesheet" href="{_FILES_AT}/style.css">', *scripts])
 
 
 class _Asked:

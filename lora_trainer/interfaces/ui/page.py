@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
@@ -26,8 +25,6 @@ from lora_trainer.interfaces.ui.versions import listen, update
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.registry import Registry
-
-ROOT = Path(__file__).resolve().parents[3]  # of the repository: javascript/ and style.css stand there
 
 _CHANGED = "() => { window.loraTrainer && window.loraTrainer.changed(); return []; }"
 _ANSWERED = "(text) => { window.loraTrainer && window.loraTrainer.answered(text); return []; }"
@@ -50,8 +47,8 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
         with gr.Row(elem_id="lt_columns"):
             with gr.Column(scale=5, min_width=300, elem_id="lt_form"):
                 form = build(host)
-                gr.HTML(_frame("lt_plan", host), elem_id="lt_plan_block")
                 start = gr.Button("Start training", variant="primary", elem_id="lt_start")
+                gr.HTML(_frame("lt_plan", host), elem_id="lt_plan_block")
                 gr.HTML('<div id="lt_tools"></div>', elem_id="lt_tools_block")
                 with gr.Accordion("Advanced options", open=False, elem_id="lt_advanced"):
                     build_advanced(form)
@@ -61,11 +58,6 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
         _wire_form(form, wires, start, registry)
         _wire_sources(form, wires, registry, host)
     return blocks
-
-
-def assets() -> list[Path]:
-    """The script and the style sheet of the page, for a server that does not find them by itself."""
-    return [*sorted((ROOT / "javascript").glob("*.js")), ROOT / "style.css"]
 
 
 def _frame(name: str, host: Host) -> str:
