@@ -1,9 +1,9 @@
 """The packages that a training needs and a WebUI may lack: which are there, whether they fit, and how they are found.
 
-They lie in a folder of the extension, beside the host's own packages and never among them: installer.py puts them there,
-and `ready` makes them importable when the first training begins. The folder goes to the end of the search path, so that
-what the host or another extension brings wins. Versions are read from metadata: a package that does not fit its
-neighbours breaks at import, and takes others down with it (a peft that cannot be imported breaks diffusers' models too).
+They lie in a folder of the extension, beside the host's own packages and never among them: installer.py puts them
+there, and `ready` makes them importable when the first training begins. The folder goes to the end of the search path,
+so that what the host or another extension brings wins. Versions are read from metadata before anything is imported: a
+package that does not fit its neighbours breaks at import, and others with it (diffusers' models import peft).
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def _misfit(wanted: Wanted) -> str:
         fault = f"but it cannot be imported beside {other}"
     else:
         return ""
-    return f"{wanted.name} {found.version} was found{found.where and f' in {found.where}'}, {fault}: {_cure(wanted, found)}"
+    place = f" in {found.where}" if found.where else ""
+    return f"{wanted.name} {found.version} was found{place}, {fault}: {_cure(wanted, found)}"
 
 
 def _cure(wanted: Wanted, found: Found) -> str:
@@ -147,9 +148,9 @@ def _too_old_beside(name: str, version: Version) -> str:
     if sys.modules.get(name):
         return ""
     for neighbour in NEIGHBOURS:
-        if neighbour.name == name and version >= neighbour.since and (other := _provided(neighbour.other)):
-            if _numbers(other.version) < neighbour.least:
-                return f"{neighbour.other} {other.version}"
+        other = _provided(neighbour.other) if neighbour.name == name and version >= neighbour.since else None
+        if other and _numbers(other.version) < neighbour.least:
+            return f"{neighbour.other} {other.version}"
     return ""
 
 

@@ -1,7 +1,7 @@
 """Fills the folder beside the host with what the host lacks, and changes none of its own packages.
 
-A WebUI runs install.py at each start and goes on when it fails: so a second start asks no network, and a failure becomes
-a sentence that the tab shows. Standard library only; the running WebUI does not import this.
+A WebUI runs install.py at each start and goes on when it fails: so a second start asks no network, and a failure
+becomes a sentence that the tab shows. Standard library only; the running WebUI does not import this.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def job_form(job: Job) -> dict[str, Any]:
     status, files, samples = job.status, job.files, job.task.config.samples
     pace, left = status.seconds_per_step, status.total_steps - status.step
     going = status.state in ("running", "paused")
-    sample = {"prompt": samples.prompts[0], "seed": samples.seed, "size": samples.size or job.task.resolution}
+    sample = {"prompt": "".join(samples.prompts[:1]), "seed": samples.seed, "size": samples.size or job.task.resolution}
     return jsonable({
         "id": job.id,
         "name": job.name,
