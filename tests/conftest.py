@@ -26,6 +26,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("here")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the tests of tests/host need: see the conftest there."""
+    parser.addoption("--webui", metavar="FOLDER", help="a checkout of AUTOMATIC1111's WebUI, for tests/host")
+    parser.addoption("--webui-python", metavar="PYTHON", help="its Python; default: FOLDER/venv/bin/python")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def two_threads() -> None:
     """The same number on every machine, because the order of a sum's parts, and so its last bit, depends on it."""
@@ -34,17 +40,19 @@ def two_threads() -> None:
     torch.set_num_threads(2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip, in words, what this machine cannot run."""
-    wanting = {"host": _no_host(), "gpu": _no_gpu(items)}
+    wanting = {"host": _no_host(config), "gpu": _no_gpu(items)}
     for item in items:
         for marker, reason in wanting.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _no_host() -> str:
-    return "" if os.environ.get("LORA_TRAINER_HOST") else "starts a real WebUI: set LORA_TRAINER_HOST to its folder"
+def _no_host(config: pytest.Config) -> str:
+    if config.getoption("--webui"):
+        return ""
+    return "drives a real WebUI: give its folder with --webui=FOLDER, its Python with --webui-python=PYTHON"
 
 
 def _no_gpu(items: list[pytest.Item]) -> str:
