@@ -35,6 +35,12 @@ class Fault(NamedTuple):
     path: str  # as it was given
     text: str  # what was found and what to do; follows the path in a sentence
 
+    @property
+    def sentence(self) -> str:
+        """Path and text with their full stop."""
+        told = f"{self.path} {self.text}"
+        return told if told.endswith("?") else f"{told}."
+
 
 class ConfigError(PlainError):
     """Every fault of a configuration at once."""

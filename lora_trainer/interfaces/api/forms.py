@@ -29,7 +29,7 @@ def answer(values: Any, status: int = 200, headers: dict[str, str] | None = None
 def faults(error: PlainError) -> list[str]:
     """A sentence for each fault."""
     if isinstance(error, ConfigError):
-        return [f"{fault.path} {fault.text}." for fault in error.faults]
+        return [fault.sentence for fault in error.faults]
     return [str(error)]
 
 
