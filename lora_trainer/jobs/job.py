@@ -59,11 +59,12 @@ class Job:
 
     def __init__(
         self, id: str, raw: Mapping[str, Any], task: Task, *, log: Callable[[], EventLog] = EventLog,
-        status: Status | None = None, saved: Iterable[Path] = (),
+        status: Status | None = None, saved: Iterable[Path] = (), queued: float | None = None,
     ) -> None:  # fmt: skip
         self.id = id
         self.raw = raw
         self.task = task
+        self.queued = time.time() if queued is None else queued  # seconds since 1970; again when it is resumed
         self.control = Controls()
         self.changed: Callable[[Job], None] = lambda job: None  # called at each change worth a record; the registry's
         self._make_log = log
@@ -163,7 +164,6 @@ class Job:
             if self.state == "running" and not self.control.stopped():
                 self.control.pause()
                 self._set(state="paused", message="Paused.")
-        self.changed(self)
 
     def go_on(self) -> None:
         """End a pause."""
@@ -172,7 +172,6 @@ class Job:
             if self.state == "paused":
                 self.control.go_on()
                 self._set(state="running", message="Going on.")
-        self.changed(self)
 
     def save_now(self) -> None:
         """Write a checkpoint after the step under way."""
@@ -205,7 +204,7 @@ class Job:
     def again(self, task: Task, raw: Mapping[str, Any]) -> None:
         """Queue it once more, to go on from its newest state."""
         with self._lock:
-            self.task, self.raw, self.control = task, raw, Controls()
+            self.task, self.raw, self.control, self.queued = task, raw, Controls(), time.time()
             self._seconds.clear()
             self._status = Status("queued", self.step, task.steps, self.loss, "Waiting for its turn.", None)
         self.changed(self)
@@ -258,7 +257,8 @@ class Job:
             place = {"folder": str(task.files.folder.absolute()), "work": str(task.files.work.absolute())}
             return {
                 "raw": jsonable(self.raw), "config": dump(task.config), "name": self.name, **place,
-                "steps": task.steps, "resolution": task.resolution, "kind": task.kind, "last": self.log.last,
+                "steps": task.steps, "resolution": task.resolution, "kind": task.kind, "queued": self.queued,
+                "last": self.log.last,
                 "saved": [str(path) for path in self._saved],
                 "status": {"state": status.state, "step": status.step, "total_steps": status.total_steps,
                            "loss": status.loss, "message": status.message},
@@ -275,7 +275,7 @@ class Job:
             status = replace(status, state="stopped", message=_cut_off(status, files))
             last += _AFTER_A_CRASH
         return cls(id, record["raw"], task, log=lambda: EventLog(events(), last), status=status,
-                   saved=map(Path, record["saved"]))  # fmt: skip
+                   saved=map(Path, record["saved"]), queued=float(record["queued"]))  # fmt: skip
 
 
 def _cut_off(status: Status, files: RunFiles) -> str:

@@ -47,8 +47,8 @@ class Registry:
         self._closing = False
         self._news = threading.Condition()  # guards what stands above, and tells the worker of a new job
         self._submitting = threading.Lock()  # two jobs must not find the same name free
-        for id, record in self._records.read_all().items():
-            self._recall(id, record)
+        known = [self._recalled(id, record) for id, record in self._records.read_all().items()]
+        self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
 
     def plan(self, raw: Mapping[str, Any]) -> Plan:
         """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError."""
@@ -227,14 +227,14 @@ class Registry:
     def _write(self, job: Job) -> None:
         self._records.write(job.id, job.record, job.log.everything())
 
-    def _recall(self, id: str, record: Mapping[str, Any]) -> None:
+    def _recalled(self, id: str, record: Mapping[str, Any]) -> Job | None:
         try:
             job = Job.remembered(id, record, lambda: self._records.events(id))
         except (KeyError, TypeError, ValueError, PlainError) as error:
             _log.warning("The record of job %s is of no use (%r) and is passed over.", id, error)
-            return
+            return None
         job.changed = self._write
-        self._jobs[id] = job
+        return job
 
     def _tidy(self) -> None:
         """Forget the oldest of those that are over."""
