@@ -205,6 +205,42 @@ def announced(lora: str) -> dict[str, Any]:
     return {"available": sorted(networks.available_networks), "in memory": len(networks.networks_in_memory)}
 
 
+def cards(announce: str) -> list[str]:
+    """The Lora page's HTML in txt2img and img2img as a page shows it that is opened now, after an announcement."""
+    from modules import shared, ui_extra_networks
+
+    A1111().announce(Path(announce))
+    shown = [
+        "".join(function.fn())
+        for function in shared.demo.fns
+        if getattr(function.fn, "__qualname__", "").endswith("create_ui.<locals>.pages_html")
+    ]
+    assert ui_extra_networks.extra_pages
+    return shown
+
+
+def settings() -> dict[str, Any]:
+    """The WebUI's settings, and what it keeps of prompts."""
+    from modules import paths_internal, shared
+
+    last = Path(paths_internal.data_path) / "params.txt"
+    return {
+        "settings": {name: repr(value) for name, value in sorted(shared.opts.data.items())},
+        "last prompt": last.read_text(encoding="utf-8") if last.exists() else "",
+        "state": [shared.state.job, shared.state.job_count, shared.state.interrupted, shared.state.skipped],
+        "text": shared.state.textinfo,
+    }
+
+
+def set_roots(lines: str) -> None:
+    """Change the setting that names further folders."""
+    from modules import shared
+
+    from lora_trainer.hosts.a1111.host import ROOTS_SETTING
+
+    shared.opts.data[ROOTS_SETTING] = lines
+
+
 def pressed(*, reload: bool = False, before: bool = False) -> list[bool]:
     """Whether Interrupt is believed: at once, and after the grace."""
     from modules import shared

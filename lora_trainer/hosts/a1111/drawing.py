@@ -43,7 +43,7 @@ def draw(order: SampleOrder, lora: Path | None) -> Sequence[Image] | None:
 
 
 def _one(model: Any, order: SampleOrder, index: int, lora: Path | None) -> Image | None:
-    from modules import processing, sd_samplers, shared
+    from modules import processing, scripts, sd_samplers, shared
 
     if shared.state.interrupted:
         return None
@@ -61,6 +61,7 @@ def _one(model: Any, order: SampleOrder, index: int, lora: Path | None) -> Image
         do_not_save_samples=True,
         do_not_save_grid=True,
     )
+    process.scripts = scripts.ScriptRunner()  # none at all; with no runner the infotext would lack the <lora:...>
     process.cached_c, process.cached_uc = [None, None], [None, None]  # the WebUI's own know prompts, not weights
     with closing(process):
         drawn = processing.process_images(process)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contracts import Told
+from lora_trainer.contracts import PlainError, Told
 from lora_trainer.hosts.a1111.model import loaded
 from lora_trainer.hosts.a1111.pristine import lora_extension, make_pristine
 
@@ -56,12 +56,12 @@ def prove_keys(path: Path) -> list[Told]:
     networks = lora_extension()
     if networks is None:
         return [Told("The WebUI's Lora extension is switched off, so the LoRA cannot be used there.", "warning")]
-    with registered(path) as entry:
-        try:
+    try:
+        layers = {name.partition(".")[0] for name in read_header(path)}
+        with registered(path) as entry:
             read = networks.load_network(path.stem, entry)
-        except (AssertionError, ValueError, KeyError, RuntimeError, OSError) as error:  # what it raises for bad files
-            return [Told(f"The WebUI cannot read {path.name}: {error}", "warning")]
-    layers = {name.partition(".")[0] for name in read_header(path)}
+    except (PlainError, AssertionError, ValueError, KeyError, RuntimeError, OSError) as error:  # of a file not its own
+        return [Told(f"The WebUI cannot read {path.name}: {error}", "warning")]
     known = {module.network_key.partition(".")[0] for module in read.modules.values()}
     missed = sorted(layers - known)
     if missed:
