@@ -32,8 +32,11 @@ def registry(tmp_path: Path):
     made.close(60)
 
 
+QUICK = {"train__text_encoder_learning_rate": 0.0, "data__batch_size": 1}  # a step in a twentieth of a second
+
+
 def raw(folder: Path, **options: Any) -> dict[str, Any]:
-    return dump(small_run(folder, **options))
+    return dump(small_run(folder, **(QUICK | options)))
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> None:
@@ -64,7 +67,7 @@ def test_a_job_is_trained_and_tells_its_course(tmp_path, registry):
     started = next(item for item in events if isinstance(item.event, Started))
     assert job.events(after=started.n)[0].n > started.n
     assert len(job.events(after=started.n, limit=2)) == 2
-    alone = run_all(small_run(tmp_path, output__directory=str(tmp_path / "alone" / "lora")))
+    alone = run_all(small_run(tmp_path, **QUICK, output__directory=str(tmp_path / "alone" / "lora")))
     assert alone[-1].path.read_bytes() == job.files[-1].read_bytes(), "the same file as without a registry"
 
 
@@ -172,7 +175,7 @@ def test_stopped_and_resumed_the_file_is_that_of_an_uninterrupted_run(tmp_path, 
     assert [step for step in range(1, 13) if step not in steps_of(job)] == []
     with pytest.raises(WrongMoment, match="done"):
         registry.resume(job.id)
-    whole = run_all(small_run(tmp_path, train__steps=12, output__directory=str(tmp_path / "whole" / "lora")))
+    whole = run_all(small_run(tmp_path, **QUICK, train__steps=12, output__directory=str(tmp_path / "whole" / "lora")))
     assert whole[-1].path.read_bytes() == job.files[-1].read_bytes()
 
 
@@ -342,7 +345,7 @@ def test_a_plan_is_told_in_a_sentence(tmp_path, registry):
     from lora_trainer.jobs.estimate import sentence
 
     plan = registry.plan(raw(tmp_path))
-    assert sentence(plan, None) == "6 images, all with captions: 6 steps (2 epochs) at 64 px."
+    assert sentence(plan, None) == "6 images, all with captions: 6 steps (1 epochs) at 64 px."
     assert sentence(plan, 700.0).endswith("at 64 px, about 12 minutes.")
     assert not (tmp_path / "out").exists()
 
