@@ -183,7 +183,8 @@
 
     function plan(answer) {
         const rows = answer.choices.map((one) => el("tr", null,
-            el("th", { scope: "row" }, one.name), el("td", null, one.value), el("td", null, one.reason)));
+            el("th", { scope: "row" }, one.name),
+            el("td", null, one.value, one.reason ? el("span", null, one.reason) : null)));
         return [
             ...base(answer),
             line("told", sentence(answer)),
@@ -203,7 +204,7 @@
             t("{n} px", { n: answer.resolution }),
             t("{steps} steps ({epochs} epochs)", { steps: answer.steps, epochs }),
             answer.seconds ? t("about {time}", { time: lt.duration(answer.seconds) })
-                : t("how long is known after the first run"),
+                : t("time not known before the first run"),
         ];
         return parts.join(t(", "));
     }

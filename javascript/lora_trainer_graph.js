@@ -6,7 +6,8 @@
     const t = (text, values) => lt.t(text, values);
     const HEIGHT = 220; // CSS pixels
     const EDGE = { left: 52, right: 12, top: 12, bottom: 24 };
-    const WINDOW = 0.03; // share of the points that the running mean forgets over
+    const WINDOW = 0.05; // share of the points that the running mean forgets over,
+    const LEAST = 12; // but never fewer than these
 
     const short = (value) => value === 0 ? "0" : Math.abs(value) < 0.001 || Math.abs(value) >= 1e5
         ? value.toExponential(1) : String(Number(value.toPrecision(3)));
@@ -23,7 +24,7 @@
 
     // Exponential mean, corrected for its start (as Adam does), so that the first points are not pulled to zero.
     function smoothed(losses) {
-        const keep = 1 - 1 / Math.max(1, losses.length * WINDOW);
+        const keep = 1 - 1 / Math.max(LEAST, losses.length * WINDOW);
         let sum = 0;
         let weight = 0;
         return losses.map((loss) => {
@@ -117,6 +118,7 @@
 
         function cursor(pen, scale) {
             const point = points[at];
+            pen.lineWidth = 1;
             pen.strokeStyle = color("--lt-dim");
             pen.beginPath();
             pen.moveTo(x(point.step), EDGE.top);

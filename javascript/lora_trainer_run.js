@@ -174,7 +174,7 @@
     function factsOf(made) {
         const list = el("dl", { class: "lt-facts" });
         for (const [name, title] of [["step", t("Step")], ["left", t("Time left")], ["speed", t("Speed")],
-            ["loss", t("Loss")]]) {
+            ["loss", t("Loss")], ["memory", t("Memory")]]) {
             made.facts[name] = el("dd", null, "–");
             list.append(el("div", null, el("dt", null, title), made.facts[name]));
         }
@@ -184,7 +184,7 @@
     function buttonsOf(made) {
         const now = () => jobs.find((job) => job.id === made.id);
         const add = (name, text, fn, more) => (made.buttons[name] = lt.button(text, () => fn(now()), more));
-        return el("div", { class: "lt-buttons" },
+        made.row = el("div", { class: "lt-buttons" },
             add("pause", "Pause", (job) => order(job, "pause")),
             add("resume", "Resume", (job) => order(job, "resume")),
             add("save", "Save now", (job) => order(job, "save", "Saving after this step.")),
@@ -192,6 +192,7 @@
             add("stop", "Stop", (job) => order(job, "stop", "Stopping after this step; the work is saved."),
                 { class: "lt-button lt-stop" }),
             add("goOn", "Go on", (job) => order(job, "resume"), { class: "lt-button lt-primary" }));
+        return made.row;
     }
 
     function drawJob(made, job) {
@@ -215,6 +216,9 @@
         buttons.save.hidden = buttons.sample.hidden = !active;
         buttons.stop.hidden = !ACTIVE.includes(job.state);
         buttons.goOn.hidden = active || !job.resumable;
+        made.row.hidden = Object.values(buttons).every((button) => button.hidden);
+        if (made.was && made.was !== job.state && !ACTIVE.includes(job.state)) lt.changed(); // its pace is known now
+        made.was = job.state;
         drawResult(made, job);
     }
 
@@ -225,6 +229,7 @@
         const pace = job.seconds_per_step;
         lt.say(made.facts.speed, !pace ? "–" : pace < 1 ? t("{n} it/s", { n: (1 / pace).toFixed(2) })
             : t("{n} s/it", { n: pace.toFixed(2) }));
+        lt.say(made.facts.memory, made.memory ? t("{n} GB", { n: (made.memory / 2 ** 30).toFixed(1) }) : "–");
         lt.say(made.facts.loss, job.loss === null || job.loss === undefined ? "–" : job.loss.toPrecision(3));
     }
 
@@ -321,14 +326,18 @@
                 log(made, event, event.step ? t("Goes on after step {step} of {steps}.", event)
                     : t("Training begins: {steps} steps.", event));
             },
-            stepped: () => made.points.push({ step: event.step, loss: event.loss, rate: Math.max(0, ...steps()) }),
+            stepped: () => {
+                made.points.push({ step: event.step, loss: event.loss, rate: Math.max(0, ...steps()) });
+                made.memory = event.memory;
+            },
             skipped: () => log(made, event, t("Step {step} was skipped: its loss was not a finite number.", event),
                 "warning"),
             saved: () => log(made, event, event.final ? t("Written: {file}", { file: fileOf(event.path) })
                 : t("Checkpoint after step {step}: {file}", { step: event.step, file: fileOf(event.path) })),
             sampled: () => {
                 made.samples.set(event.step, { images: event.images || [], prompts: event.prompts || [] });
-                log(made, event, t("Samples drawn after step {step}.", event));
+                log(made, event, event.step ? t("Samples drawn after step {step}.", event)
+                    : t("Samples drawn before the first step."));
             },
             finished: () => log(made, event, event.text, event.outcome === "failed" ? "warning" : ""),
         };

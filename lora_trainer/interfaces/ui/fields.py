@@ -10,6 +10,7 @@ import gradio as gr
 
 from lora_trainer.config.leaves import Leaf, leaves
 from lora_trainer.config.options import RunConfig
+from lora_trainer.config.values import Unfit, value_of
 
 _LINES = 2  # of a text field that takes a list, one item a line
 
@@ -30,7 +31,7 @@ def label(leaf: Leaf) -> str:
 def component(leaf: Leaf, value: Any, **more: Any) -> Any:
     """The gradio component of a setting, showing `value` (as in a RunConfig).
 
-    Numbers are plain fields without bounds: `load` judges them, with a sentence, where a slider would bend them.
+    Numbers are text: gradio 3's number field shows an empty one as 0, and a slider would bend what `load` judges.
     """
     properties: dict[str, Any] = {
         "label": label(leaf), "info": leaf.option.help, "elem_id": elem_id(leaf.path), "value": shown(leaf, value)
@@ -41,10 +42,12 @@ def component(leaf: Leaf, value: Any, **more: Any) -> Any:
         made = gr.Dropdown(choices=choices, **properties)
     elif leaf.type is bool:
         made = gr.Checkbox(**properties)
-    elif leaf.type in (int, float) and not leaf.many:
-        made = gr.Number(**properties)
     else:
-        made = gr.Textbox(lines=_LINES if leaf.many else 1, **properties)
+        if leaf.type is str:
+            properties["elem_classes"] = ["lt-wide"]  # paths and prompts want the whole line
+        elif leaf.optional:
+            properties.setdefault("placeholder", "automatic")
+        made = gr.Textbox(lines=_LINES, **properties) if leaf.many else gr.Textbox(lines=1, max_lines=1, **properties)
     return unsaved(made)
 
 
@@ -59,8 +62,8 @@ def shown(leaf: Leaf, value: Any) -> Any:
     if leaf.many:
         return "\n".join(_on_one_line(str(item)) for item in value or ())
     if value is None:
-        return "" if leaf.choices or leaf.type is str else None
-    return value
+        return ""
+    return value if isinstance(value, bool) else str(value)
 
 
 def read(leaf: Leaf, value: Any) -> Any:
@@ -85,12 +88,22 @@ def raw_of(values: Mapping[str, Any]) -> dict[str, Any]:
     for leaf in leaves():
         if leaf.path not in values:
             continue
-        found = read(leaf, values[leaf.path])
+        found = _value(leaf, read(leaf, values[leaf.path]))
         default = list(leaf.default) if leaf.many else leaf.default
         unsaid = found is None and not (leaf.optional and leaf.default is not None)
         if not unsaid and found != default:
             raw[leaf.path] = found
     return raw
+
+
+def _value(leaf: Leaf, found: Any) -> Any:
+    """The number behind a text, so that it can be compared; what is none stays as it is, for `load` to tell."""
+    if found is None or leaf.many:
+        return found
+    try:
+        return value_of(leaf, found)
+    except Unfit:
+        return found
 
 
 def shown_of(config: RunConfig) -> dict[str, Any]:

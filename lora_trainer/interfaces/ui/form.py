@@ -52,7 +52,8 @@ class Form(NamedTuple):
         """Updates of the settings that a subject decides, in the order of `preset_components`."""
         if name is None:
             return [update() for _ in self.preset_components]
-        return [update(value=value) for value in subject(name).settings.values()]
+        values = shown_of(load(subject(name).settings))
+        return [update(value=values[path]) for path in subject(name).settings]
 
     @staticmethod
     def prompt(trigger: str, prompts: str, name: str | None) -> Any:

@@ -99,7 +99,7 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
     listen(trigger.blur, form.prompt, [trigger, prompts, form.subject], [prompts])
     # A strength that is chosen by hand takes the place of a length that is given.
     lengths = [form.by_path["train.steps"], form.by_path["train.epochs"]]
-    listen(form.strength.input, lambda: [update(value=None), update(value=None)], (), lengths)
+    listen(form.strength.input, lambda: [update(value=""), update(value="")], (), lengths)
 
 
 def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> None:
