@@ -206,17 +206,20 @@ def announced(lora: str) -> dict[str, Any]:
 
 
 def cards(announce: str) -> list[str]:
-    """The Lora page's HTML in txt2img and img2img as a page shows it that is opened now, after an announcement."""
-    from modules import shared, ui_extra_networks
-
+    """The cards as a page shows them that is opened after the announcement."""
     A1111().announce(Path(announce))
-    shown = [
+    return page()
+
+
+def page() -> list[str]:
+    """The HTML of the cards in txt2img and img2img, as a page shows it that is opened now."""
+    from modules import shared
+
+    return [
         "".join(function.fn())
         for function in shared.demo.fns
         if getattr(function.fn, "__qualname__", "").endswith("create_ui.<locals>.pages_html")
     ]
-    assert ui_extra_networks.extra_pages
-    return shown
 
 
 def settings() -> dict[str, Any]:
@@ -230,6 +233,13 @@ def settings() -> dict[str, Any]:
         "state": [shared.state.job, shared.state.job_count, shared.state.interrupted, shared.state.skipped],
         "text": shared.state.textinfo,
     }
+
+
+def reload_page() -> None:
+    """Press "Reload UI"."""
+    from modules import shared
+
+    shared.state.request_restart()
 
 
 def set_roots(lines: str) -> None:

@@ -28,8 +28,9 @@ def test_an_interrupt_left_by_a_generation_is_not_ours(sd1: WebUI) -> None:
 
 
 def test_reload_ui_is_not_an_interrupt(sd1: WebUI) -> None:
+    pages = sd1.log.count("Startup time:")
     assert sd1.inside("pressed", reload=True) == [False, False]
-    sd1.wait_for("/host_tests/ready")
+    sd1.wait_for_new_page(pages)
     assert sd1.inside("pressed") == [False, True]  # and afterwards the button works again
 
 

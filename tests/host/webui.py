@@ -123,8 +123,30 @@ class WebUI:
         found = self.get(f"/lora_trainer/v1/jobs/{id}/events?after=0")["events"]
         return [event for event in found if not kind or event["kind"] == kind]
 
+    def picture(self, path: str) -> Image.Image:
+        """A picture that a route serves."""
+        request = urllib.request.Request(self.url + path, headers=self.headers)
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            image = Image.open(io.BytesIO(answer.read()))
+        image.load()
+        return image
+
     def lora(self, name: str) -> Path:
         return self.data / "models" / "Lora" / f"{name}.safetensors"
+
+    def reload_page(self) -> None:
+        """Press "Reload UI", and wait for the new page."""
+        pages = self.log.count("Startup time:")
+        self.inside("reload_page")
+        self.wait_for_new_page(pages)
+
+    def wait_for_new_page(self, pages: int) -> None:
+        """Until more than so many pages were made since the start."""
+        deadline = time.monotonic() + PATIENCE
+        while self.log.count("Startup time:") <= pages:
+            assert time.monotonic() < deadline, f"no new page in {PATIENCE} s:\n{self.log[-3000:]}"
+            time.sleep(0.2)
+        self.wait_for("/host_tests/ready")
 
     def wait_for(self, path: str) -> Any:
         """The first answer of a server that starts or reloads."""
