@@ -36,7 +36,7 @@ TABLE = {
     "install.py": May({"hosts"}, set()),  # one list of what is put beside a host and of what is looked for there
     f"{PACKAGE}/__init__.py": May(set(), set()),
     f"{PACKAGE}/__main__.py": May({"interfaces"}, set()),
-    f"{PACKAGE}/contracts.py": May(set(), {"torch"}),
+    f"{PACKAGE}/contracts.py": May(set(), {"torch", "PIL"}),  # for annotations
     f"{PACKAGE}/config": May(set(), {"yaml"}),
     f"{PACKAGE}/weights": May(set(), {"torch", "safetensors", "numpy"}),
     f"{PACKAGE}/families": May(
