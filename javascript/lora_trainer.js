@@ -48,7 +48,7 @@
     };
 
     lt.button = (text, fn, more) =>
-        el("button", { type: "button", class: "lt-button", ...more, on: { click: fn } }, t(text));
+        el("button", { type: "button", class: "lt-button", ...more, on: { click: fn } }, text);
 
     // A sentence at the foot of the window that leaves by itself.
     lt.notice = function (text, kind) {
@@ -140,11 +140,11 @@
 
     function brought(what) {
         const told = {
-            "settings": "The settings are in the form.",
-            "lora": "The settings of the LoRA are in the form; folder, name and base model are as they were.",
-            "train on": "The form goes on from this LoRA; press Start when it suits you.",
+            "settings": t("The settings are in the form."),
+            "lora": t("The settings of the LoRA are in the form; folder, name and base model are as they were."),
+            "train on": t("The form goes on from this LoRA; press Start when it suits you."),
         }[what];
-        if (told) lt.notice(t(told));
+        if (told) lt.notice(told);
         if (what === "train on") lt.find("lt_form")?.scrollIntoView({ block: "start" });
         lt.changed();
     }
@@ -183,7 +183,7 @@
 
     function plan(answer) {
         const rows = answer.choices.map((one) => el("tr", null,
-            el("th", { scope: "row" }, one.name),
+            el("th", { scope: "row" }, t(one.name)),
             el("td", null, one.value, one.reason ? el("span", null, one.reason) : null)));
         return [
             ...base(answer),
@@ -230,10 +230,10 @@
         });
         const place = lt.find("lt_tools");
         place.replaceChildren(
-            lt.button("Open settings…", () => picker.click(),
+            lt.button(t("Open settings…"), () => picker.click(),
                 { title: t("A YAML file, or a LoRA that was trained here: its recipe is inside.") }),
-            lt.button("Save settings", () => press("save"), { title: t("Everything in the form as a YAML file.") }),
-            lt.button("Paste settings…", paste), picker);
+            lt.button(t("Save settings"), () => press("save"), { title: t("Everything in the form as a YAML file.") }),
+            lt.button(t("Paste settings…"), paste), picker);
     }
 
     async function picked(picker) {
@@ -268,11 +268,11 @@
             el("p", null, t("YAML as in a file, or the name of a LoRA in your LoRA folder, ending in .safetensors.")),
             text,
             el("div", { class: "lt-buttons" },
-                lt.button("Use", () => {
+                lt.button(t("Use"), () => {
                     lt.bring({ from: "text", text: text.value });
                     dialog.close();
                 }, { class: "lt-button lt-primary" }),
-                lt.button("Cancel", () => dialog.close())));
+                lt.button(t("Cancel"), () => dialog.close())));
         lt.show(dialog);
     }
 

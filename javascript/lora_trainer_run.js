@@ -17,11 +17,13 @@
     let chosen = null; // id that was chosen by hand or just begun
     let jobs = [];
     let lost = 0; // tries in a row without an answer
+    let asked = false; // whether it was for want of a password
     let timer = 0;
 
-    const STATES = {
-        queued: "waiting", running: "running", paused: "paused", done: "done", failed: "failed", stopped: "stopped",
-    };
+    const stateWord = (state) => ({
+        queued: t("waiting"), running: t("running"), paused: t("paused"), done: t("done"), failed: t("failed"),
+        stopped: t("stopped"),
+    })[state];
 
     // --- looking -----------------------------------------------------------------------------------------------------
 
@@ -54,6 +56,7 @@
         } catch (error) {
             lost += 1;
             pause = Math.min(BUSY * 2 ** (lost - 1), LONGEST);
+            asked = error.status === 401;
             if (!error.status && !(error instanceof TypeError) && error.name !== "AbortError") console.error(error);
         }
         drawLost(pause);
@@ -71,7 +74,7 @@
     async function order(job, verb, said) {
         try {
             await lt.ask("jobs/" + encodeURIComponent(job.id) + "/" + verb, "POST");
-            if (said) lt.notice(t(said));
+            if (said) lt.notice(said);
         } catch (error) {
             lt.notice((error.faults || [t("The server did not take it; try again.")]).join(" "), "bad");
         }
@@ -99,7 +102,8 @@
         parts.lost.hidden = lost < 2;
         root.classList.toggle("lt-away", lost > 1);
         if (lost > 1) {
-            lt.say(parts.lost, t("The server does not answer. A training that it runs goes on without this page; "
+            lt.say(parts.lost, asked ? t("The server asks for a name and a password; reload the page to give them.")
+                : t("The server does not answer. A training that it runs goes on without this page; "
                 + "trying again every {n} s.", { n: Math.round(pause / 1000) }));
         }
     }
@@ -185,20 +189,20 @@
         const now = () => jobs.find((job) => job.id === made.id);
         const add = (name, text, fn, more) => (made.buttons[name] = lt.button(text, () => fn(now()), more));
         made.row = el("div", { class: "lt-buttons" },
-            add("pause", "Pause", (job) => order(job, "pause")),
-            add("resume", "Resume", (job) => order(job, "resume")),
-            add("save", "Save now", (job) => order(job, "save", "Saving after this step.")),
-            add("sample", "Sample now", (job) => order(job, "sample", "Drawing samples after this step.")),
-            add("stop", "Stop", (job) => order(job, "stop", "Stopping after this step; the work is saved."),
+            add("pause", t("Pause"), (job) => order(job, "pause")),
+            add("resume", t("Resume"), (job) => order(job, "resume")),
+            add("save", t("Save now"), (job) => order(job, "save", t("Saving after this step."))),
+            add("sample", t("Sample now"), (job) => order(job, "sample", t("Drawing samples after this step."))),
+            add("stop", t("Stop"), (job) => order(job, "stop", t("Stopping after this step; the work is saved.")),
                 { class: "lt-button lt-stop" }),
-            add("goOn", "Go on", (job) => order(job, "resume"), { class: "lt-button lt-primary" }));
+            add("goOn", t("Go on"), (job) => order(job, "resume"), { class: "lt-button lt-primary" }));
         return made.row;
     }
 
     function drawJob(made, job) {
         const active = job.state === "running" || job.state === "paused";
         lt.say(made.name, job.name);
-        lt.say(made.state, t(STATES[job.state]));
+        lt.say(made.state, stateWord(job.state));
         made.state.dataset.state = job.state;
         const share = job.total_steps ? job.step / job.total_steps : 0;
         const readying = active && made.preparing && !made.begun;
@@ -234,13 +238,12 @@
     }
 
     function messageOf(made, job, readying) {
-        if (job.message) return job.message;
-        if (readying) {
+        if (readying && job.state === "running") {
             const { what, done, total } = made.preparing;
-            return t("Preparing {what}: {done} of {total}", { what: t(what), done, total });
+            const known = { latents: t("images"), captions: t("captions") };
+            return t("Preparing {what}: {done} of {total}", { what: known[what] || what, done, total });
         }
-        if (job.state === "queued") return t("Waits until the training before it has ended.");
-        return "";
+        return t(job.message);
     }
 
     // --- afterwards --------------------------------------------------------------------------------------------------
@@ -269,11 +272,11 @@
         made.result.replaceChildren(
             el("p", { class: "lt-title" }, job.state === "done" ? t("{name} is ready", { name: job.lora })
                 : t("{name} as it was when it was stopped", { name: job.lora })),
-            el("div", { class: "lt-copy" }, line, lt.button("Copy", () => copy(line))),
+            el("div", { class: "lt-copy" }, line, lt.button(t("Copy"), () => copy(line))),
             el("div", { class: "lt-buttons" },
-                inWebui ? lt.button("Try it", () => tryIt(job), { class: "lt-button lt-primary" }) : null,
-                lt.button("Train on", () => lt.bring({ from: "job", id: job.id })),
-                near ? lt.button("Open folder", () => lt.openFolder(job.id)) : null));
+                inWebui ? lt.button(t("Try it"), () => tryIt(job), { class: "lt-button lt-primary" }) : null,
+                lt.button(t("Train on"), () => lt.bring({ from: "job", id: job.id })),
+                near ? lt.button(t("Open folder"), () => lt.openFolder(job.id)) : null));
     }
 
     async function copy(line) {
@@ -373,7 +376,7 @@
         const place = made.samplesPlace;
         if (!made.samples.size) {
             if (!place.childElementCount) {
-                place.append(el("p", { class: "lt-dim" }, t("None yet: name prompts under 'Samples while training'.")));
+                place.append(el("p", { class: "lt-dim" }, t("None yet: they are drawn for the form's sample prompts.")));
             }
             return;
         }
@@ -411,7 +414,7 @@
     function enlarge(source, label, prompt) {
         const dialog = el("dialog", { class: "lt-dialog lt-large", "aria-label": label },
             el("img", { src: source, alt: prompt }), el("p", null, label + (prompt ? " · " + prompt : "")),
-            lt.button("Close", () => dialog.close()));
+            lt.button(t("Close"), () => dialog.close()));
         lt.show(dialog);
     }
 
@@ -431,7 +434,7 @@
     }
 
     function itemOf(job, isShown) {
-        const state = el("span", { class: "lt-state", data: { state: job.state } }, t(STATES[job.state]));
+        const state = el("span", { class: "lt-state", data: { state: job.state } }, stateWord(job.state));
         const steps = job.total_steps ? job.step + " / " + job.total_steps : "";
         return el("li", { class: isShown ? "lt-shown" : null },
             el("button", {
@@ -439,9 +442,9 @@
                 on: { click: () => lt.watch(job.id) },
             }, el("span", { class: "lt-name" }, job.name), el("span", { class: "lt-dim" }, steps), state),
             job.state === "queued"
-                ? lt.button("Remove", () => order(job, "stop"), { data: { of: "stop" + job.id } }) : null,
+                ? lt.button(t("Remove"), () => order(job, "stop"), { data: { of: "stop" + job.id } }) : null,
             job.resumable && !ACTIVE.includes(job.state) && !isShown
-                ? lt.button("Go on", () => order(job, "resume"), { data: { of: "on" + job.id } }) : null);
+                ? lt.button(t("Go on"), () => order(job, "resume"), { data: { of: "on" + job.id } }) : null);
     }
 
     document.addEventListener("visibilitychange", () => !document.hidden && root && look());
