@@ -29,7 +29,8 @@ def load_allowed(raw: Mapping[str, Any], host: Host) -> RunConfig:
         config = load(raw)
     except ConfigError as error:
         faults += error.faults
-    faults += _faults_of_paths(raw, host)
+    told = " ".join(fault.path for fault in faults)
+    faults += [fault for fault in _faults_of_paths(raw, host) if fault.path not in told]  # one sentence a setting
     if faults or config is None:
         raise ConfigError(faults)
     return config

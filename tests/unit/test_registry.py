@@ -326,7 +326,7 @@ def test_only_the_newest_of_those_that_are_over_are_remembered(tmp_path, monkeyp
         until(lambda job=job: job.ended)
     until(lambda: len(registry.jobs()) == 2)
     assert [job.id for job in registry.jobs()] == [ids[3], ids[2]]
-    assert {path.name.split(".")[0] for path in (tmp_path / "runs/jobs").glob("2*")} == set(ids[2:])
+    until(lambda: {path.name.split(".")[0] for path in (tmp_path / "runs/jobs").glob("2*")} == set(ids[2:]))
 
 
 def test_the_next_run_of_the_same_kind_is_estimated_by_this_one(tmp_path, registry):
