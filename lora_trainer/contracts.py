@@ -189,6 +189,28 @@ class Batches(Protocol):
     def __call__(self, index: int) -> Batch: ...
 
 
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+class Captioner(Protocol):
+    """Images in, one caption per image out; its model is loaded when the first caption is asked for."""
+
+    name: str  # "blip-base"
+    makes: Literal["sentences", "tags"]  # tags: "first_tag, second tag", the surest first, as the model spells them
+    batch_size: int  # images at once that suit it
+
+    def caption(self, images: Sequence[Image]) -> list[str]:
+        """A caption for each image (upright RGB of any size), in their order; "" where it finds nothing to say.
+
+        Raises PlainError where the model or what it needs is not there, or is no such model.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model; a later `caption` loads it again."""
+        ...
+
+
 # --- networks --------------------------------------------------------------------------------------------------------
 
 # "<part>.<module path>.lora_down.weight" (r, in[, kh, kw]), "....lora_up.weight" (out, r[, 1, 1]), "....alpha" ()
@@ -415,6 +437,14 @@ class Host(Protocol):
 
     def prove(self, path: Path, order: SampleOrder) -> list[Told]:
         """Let the host's own loader read the finished LoRA, and say what it made of it; empty where there is none."""
+        ...
+
+    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[Captioner]:
+        """The host's own interrogators, none loaded yet; empty where there is no host.
+
+        `threshold` (0..1) is the least score of a tag, None the host's own setting; `download` lets the host fetch
+        what it has not got, else a PlainError of `caption` names it.
+        """
         ...
 
     def paths(self) -> HostPaths: ...

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
 
 import yaml
 
+from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.leaves import Leaf, leaves, sections
 from lora_trainer.config.options import VERSION, RunConfig
 from lora_trainer.config.values import Unfit, shown, value_of
@@ -23,6 +24,7 @@ from lora_trainer.contracts import PlainError
 # MIGRATIONS[i] turns the raw mapping of version i + 1 into that of version i + 2.
 MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
 
+PAGES: dict[type, str] = {RunConfig: "docs/options.md", CaptionConfig: "docs/captions.md"}  # that list the settings
 RIVALS = {"train.steps": "train.epochs", "train.epochs": "train.steps"}  # two measures of one thing
 LARGEST_FILE = 1 << 20  # bytes; a configuration has some hundreds, so a larger file is something else
 
@@ -52,16 +54,22 @@ class ConfigError(PlainError):
 
 
 def load(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> RunConfig:
-    """The run that a mapping describes. Raises ConfigError with all its faults; changes no value.
+    """The run that a mapping describes: `load_as` with all options of a run."""
+    return load_as(RunConfig, raw, over)
+
+
+def load_as(cls: type[T], raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> T:
+    """The configuration of this class that a mapping describes. Raises ConfigError with all its faults; changes no
+    value.
 
     Settings in `over` (dotted paths, as flags give them) stand in the place of those in `raw`, however these are
     spelled there; a length in steps also replaces one in epochs, and the other way round.
     """
     over = over or {}
-    by_name = {name: leaf for leaf in leaves() for name in (leaf.path, leaf.option.alias) if name}
+    by_name = {name: leaf for leaf in leaves(cls) for name in (leaf.path, leaf.option.alias) if name}
     replaced = over.keys() | {RIVALS[path] for path in over.keys() & RIVALS.keys() if over[path] not in (None, "")}
     entries = [
-        (name, found) for name, found in _flat(_migrated(dict(raw)))
+        (name, found) for name, found in _flat(_migrated(dict(raw)), sections(cls))
         if name not in by_name or by_name[name].path not in replaced
     ]  # fmt: skip
     entries += over.items()
@@ -70,7 +78,7 @@ def load(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> RunCo
     for name, found in entries:
         leaf = by_name.get(name)
         if leaf is None:
-            faults.append(Fault(name, _unknown(name, found)))
+            faults.append(Fault(name, _unknown(cls, name, found)))
             continue
         try:
             value = value_of(leaf, found)
@@ -85,7 +93,7 @@ def load(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> RunCo
     faults += _contradictions(values)
     if faults:
         raise ConfigError(faults)
-    return _built(RunConfig, values)
+    return _built(cls, values)
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
@@ -144,9 +152,8 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _flat(raw: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(raw: Mapping[Any, Any], known: Mapping[str, type]) -> Iterator[tuple[str, Any]]:
     """(name, value) of every setting; only sections are opened, so that a mapping given to a setting stays a fault."""
-    known = sections()
     for key, value in raw.items():
         name = str(key)
         if name not in known:
@@ -157,21 +164,20 @@ def _flat(raw: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _unknown(name: str, found: Any) -> str:
-    known = sections()
-    if name in known:
-        example = next(leaf for leaf in leaves() if leaf.section == name)
+def _unknown(cls: type, name: str, found: Any) -> str:
+    if name in sections(cls):
+        example = next(leaf for leaf in leaves(cls) if leaf.section == name)
         return f"is a group of settings and cannot be {shown(found)}; write for example {example.path}"
-    near = _meant(name)
-    hint = f"did you mean {near}?" if near else "docs/options.md lists them all"
+    near = _meant(cls, name)
+    hint = f"did you mean {near}?" if near else f"{PAGES.get(cls, PAGES[RunConfig])} lists them all"
     return f"(given as {shown(found)}): there is no such setting; {hint}"
 
 
-def _meant(name: str) -> str:
+def _meant(cls: type, name: str) -> str:
     """The known name that an unknown one most likely means, or nothing."""
-    paths = {leaf.path: leaf.path for leaf in leaves()}
-    aliases = {leaf.option.alias: leaf.option.alias for leaf in leaves() if leaf.option.alias}
-    elsewhere = {other: leaf.path for leaf in leaves() for other in leaf.option.elsewhere}
+    paths = {leaf.path: leaf.path for leaf in leaves(cls)}
+    aliases = {leaf.option.alias: leaf.option.alias for leaf in leaves(cls) if leaf.option.alias}
+    elsewhere = {other: leaf.path for leaf in leaves(cls) for other in leaf.option.elsewhere}
     ends = {path.rpartition(".")[2]: path for path in paths}
     last = name.rpartition(".")[2]
     for names in (elsewhere, aliases, ends):

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.leaves import Leaf, leaves
-from lora_trainer.config.options import VERSION
+from lora_trainer.config.options import VERSION, RunConfig
 from lora_trainer.config.values import bounds
 
-__all__ = ["add_flags", "flags_of", "json_schema", "leaves", "options_page", "options_table"]
+__all__ = ["add_flags", "captions_table", "flags_of", "json_schema", "leaves", "options_page", "options_table"]
 
 TITLES = {  # section: heading of its group in `train --help` and docs/options.md
     "": "run",
@@ -27,16 +28,18 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
 }
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, of: type = RunConfig, titles: Mapping[str, str] = TITLES
+) -> None:
     """A flag for every setting, `--network.rank 8`, and for its flat name, `--lora_rank 8`.
 
     Values stay text and go through `load`, so that a flag and a file are judged by the same rules. A switch takes a
     word, `--data.flip true`, so that a flag can also turn off what a file turns on; a list takes several words,
     `--samples.prompts "a cat" "a dog"`; an empty word, `--train.epochs ""`, empties what a file sets.
     """
-    plain = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
+    plain = {section: parser.add_argument_group(title) for section, title in titles.items()}
     advanced = parser.add_argument_group("advanced", "Settings that seldom need a change.")
-    for leaf in leaves():
+    for leaf in leaves(of):
         group = advanced if leaf.option.advanced else plain[leaf.section]
         names = [f"--{leaf.path}", *([f"--{leaf.option.alias}"] if leaf.option.alias else [])]
         names = list(dict.fromkeys(names))
@@ -50,9 +53,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def flags_of(typed: argparse.Namespace) -> dict[str, Any]:
+def flags_of(typed: argparse.Namespace, of: type = RunConfig) -> dict[str, Any]:
     """The settings among parsed arguments, by path, for `load`."""
-    paths = {leaf.path for leaf in leaves()}
+    paths = {leaf.path for leaf in leaves(of)}
     return {name: value for name, value in vars(typed).items() if name in paths}
 
 
@@ -75,12 +78,12 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema(of: type = RunConfig) -> dict[str, Any]:
     """JSON Schema (2020-12) of a nested configuration; every default, bound and sentence is in it."""
     root = _object()
     root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     root["properties"]["version"] = {"type": "integer", "const": VERSION}
-    for leaf in leaves():
+    for leaf in leaves(of):
         node = root
         if leaf.section:
             node = root["properties"].setdefault(leaf.section, _object())
@@ -118,8 +121,23 @@ def options_table() -> str:
     return "\n".join(parts)
 
 
+def captions_table() -> str:
+    """Markdown: the table in docs/captions.md, a row a setting of captioning."""
+    head = ["| flag | values | default | what it does |", "|---|---|---|---|"]
+    return "\n".join([*head, *(_line([f"`--{leaf.path}`", *_cells(leaf)]) for leaf in leaves(CaptionConfig))])
+
+
 def _row(leaf: Leaf) -> str:
     also = f"`{leaf.option.alias}`" if leaf.option.alias else ""
+    return _line([f"`{leaf.path}`", also, *_cells(leaf)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _cells(leaf: Leaf) -> list[str]:
+    """What values it takes, its default, what it does."""
     kinds = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
     values = ", ".join(f"`{choice}`" for choice in leaf.choices) or kinds[leaf.type]
     if leaf.many:
@@ -127,8 +145,7 @@ def _row(leaf: Leaf) -> str:
     span = bounds(leaf)
     default = "" if leaf.default is None or leaf.default in ("", ()) else f"`{_word(leaf.default)}`"
     mark = " *(advanced)*" if leaf.option.advanced else ""
-    cells = [f"`{leaf.path}`", also, f"{values}, {span}" if span else values, default, leaf.option.help + mark]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return [f"{values}, {span}" if span else values, default, leaf.option.help + mark]
 
 
 def options_page() -> str:
