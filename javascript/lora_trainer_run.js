@@ -6,7 +6,7 @@
     const lt = window.loraTrainer = window.loraTrainer || {};
     const t = (text, values) => lt.t(text, values);
     const el = (...all) => lt.el(...all);
-    const BUSY = 1000; // ms between two looks while something runs
+    const BUSY = 1000; // ms between two looks while something runs, unless the WebUI's settings name other seconds
     const IDLE = 4000;
     const LONGEST = 15000; // between two tries when the server is lost
     const LINES = 400; // of the log that are kept in the page
@@ -43,6 +43,11 @@
         if (root.getBoundingClientRect().top > window.innerHeight) root.scrollIntoView({ block: "start" });
     };
 
+    function busy() {
+        const seconds = window.opts && window.opts.lora_trainer_poll_seconds;
+        return seconds > 0 ? seconds * 1000 : BUSY;
+    }
+
     async function look() {
         clearTimeout(timer);
         let pause = IDLE;
@@ -51,7 +56,7 @@
             if (lost) lt.notice(t("The server answers again."));
             lost = 0;
             await draw();
-            if (jobs.some((job) => ACTIVE.includes(job.state))) pause = BUSY;
+            if (jobs.some((job) => ACTIVE.includes(job.state))) pause = busy();
             if (document.hidden || !root.offsetParent) pause = IDLE;
         } catch (error) {
             lost += 1;

@@ -19,7 +19,10 @@ def add() -> None:
             component_args={"lines": 3, "placeholder": "one folder a line"}, section=SECTION,
         ).info("requests over the network can name no others"),
     )  # fmt: skip
-    shared.opts.add_option(
+    shared.opts.add_option(  # read by javascript/lora_trainer_run.js
         POLL_SECONDS,
-        shared.OptionInfo(1, "Seconds between two looks at a running training", section=SECTION),
-    )
+        shared.OptionInfo(
+            1, "Seconds after which the page looks again at a training that runs", component_args={"minimum": 1},
+            section=SECTION,
+        ),
+    )  # fmt: skip
