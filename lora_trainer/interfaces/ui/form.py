@@ -114,7 +114,7 @@ def build_advanced(form: Form) -> None:
 def _images(made: dict[str, Any], known: Mapping[str, Leaf], config: RunConfig) -> Any:
     _put(
         made, known["data.folder"], config, label="Folder with the images", placeholder="/pictures/my_cat",
-        info="15 to 50 pictures; captions in .txt files beside them or in metadata.csv are found by themselves.",
+        info="15 to 50 pictures; captions beside them (.txt, metadata.csv) are found.",
     )  # fmt: skip
     return unsaved(
         gr.File(
