@@ -49,12 +49,12 @@ HOST_PINS = {
     "a1111": (
         TORCH, "transformers==4.30.2", "tokenizers==0.13.3", "accelerate==0.21.0", "safetensors==0.4.2",
         "huggingface_hub==0.36.2", "numpy==1.26.2", "Pillow==9.5.0", "diffusers==0.31.0", "peft==0.13.2",
-        "fastapi==0.94.0", "starlette==0.26.1", "pydantic==1.10.27", "uvicorn>=0.20",
+        "fastapi==0.94.0", "starlette==0.26.1", "pydantic==1.10.27", "uvicorn>=0.20", "gradio==3.41.2", "httpx==0.24.1",
     ),
     "forge": (
         TORCH, "transformers==4.46.1", "accelerate==0.31.0", "safetensors==0.4.2", "huggingface_hub==0.26.2",
         "numpy==1.26.2", "Pillow==9.5.0", "diffusers==0.31.0", "peft==0.13.2",
-        "fastapi==0.104.1", "pydantic==2.8.2", "uvicorn>=0.20",
+        "fastapi==0.104.1", "pydantic==2.8.2", "uvicorn>=0.20", "gradio==4.40.0",
     ),
 }  # fmt: skip
 BESIDE_PINS = ("PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12", "ftfy>=6.1")  # hosts have them in any version
@@ -167,12 +167,12 @@ def _test(only: str | None, rest: list[str]) -> int:
 
 
 def _pinned(name: str, pins: tuple[str, ...], rest: list[str]) -> list[Outcome]:
-    """The engine's tests with a host's libraries."""
+    """The tests of the engine and of the page with a host's libraries."""
     if not _interpreter(PINNED_PYTHONS):
         print(f"\nThe libraries of {name} have wheels for Python 3.10 and 3.11, and neither is on the PATH.")
         return [Outcome(f"pytest, {name}", "left out", 0.0)]
     environment = Environment(name, ROOT / f".venv-{name}", (*pins, *BESIDE_PINS, *TEST), PINNED_PYTHONS)
-    folders = [f"tests/{folder}" for folder in ("unit", "parity", "contract") if (ROOT / "tests" / folder).is_dir()]
+    folders = [f"tests/{folder}" for folder in ("unit", "parity", "contract", "ui") if (ROOT / "tests" / folder).is_dir()]
     return [
         _install(environment),
         _suite(environment, [*folders, "-m", "not newest_only and not slow"], rest),
@@ -193,9 +193,9 @@ def _checked(what: str, command: list[str | Path]) -> Outcome:
 
 
 def _suite(environment: Environment, what: list[str], rest: list[str]) -> Outcome:
-    """Run pytest in an environment and count from its report; files named in `rest` take the place of the folders."""
-    if any((ROOT / word.partition("::")[0]).exists() for word in rest):
-        what = [word for word in what if not (ROOT / word).exists()]
+    """Run pytest in an environment and count from its report; tests named in `rest` take the place of the folders."""
+    if any(map(_is_test, rest)):
+        what = [word for word in what if not _is_test(word)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         outcome = _checked(
@@ -204,6 +204,12 @@ def _suite(environment: Environment, what: list[str], rest: list[str]) -> Outcom
         if not report.exists():
             return outcome._replace(verdict="FAILED", failed=1)
         return outcome._replace(**_counts(report))
+
+
+def _is_test(word: str) -> bool:
+    """Whether it names tests: a folder or file of them, and no other path, as `--webui` has one."""
+    path = (ROOT / word.partition("::")[0]).resolve()
+    return path.is_relative_to(ROOT / "tests") and path.exists()
 
 
 def _counts(report: Path) -> dict[str, int]:

@@ -78,6 +78,12 @@ def test_a_python_of_another_age_is_refused_in_words(install: ModuleType, tmp_pa
         install._create(environment)
 
 
+def test_tests_are_told_from_other_paths(install: ModuleType) -> None:
+    tests = ["tests", "tests/unit/test_install.py::test_x", str(ROOT / "tests" / "unit")]
+    others = ["-k", "loop", "tests/no_such_file.py", "--webui", str(ROOT), str(Path.home())]
+    assert [word for word in (*tests, *others) if install._is_test(word)] == tests
+
+
 def test_results_are_counted_from_the_report(install: ModuleType, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "test_three.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): 1/0\n@pytest.mark.skip\ndef test_c(): pass\n"
