@@ -172,7 +172,7 @@ def _pinned(name: str, pins: tuple[str, ...], rest: list[str]) -> list[Outcome]:
         print(f"\nThe libraries of {name} have wheels for Python 3.10 and 3.11, and neither is on the PATH.")
         return [Outcome(f"pytest, {name}", "left out", 0.0)]
     environment = Environment(name, ROOT / f".venv-{name}", (*pins, *BESIDE_PINS, *TEST), PINNED_PYTHONS)
-    folders = [f"tests/{folder}" for folder in ("unit", "parity", "contract", "ui") if (ROOT / "tests" / folder).is_dir()]
+    folders = [f"tests/{name}" for name in ("unit", "parity", "contract", "ui") if (ROOT / "tests" / name).is_dir()]
     return [
         _install(environment),
         _suite(environment, [*folders, "-m", "not newest_only and not slow"], rest),

@@ -175,9 +175,11 @@ def test_an_environment_without_pip_is_told(extension: Extension, tmp_path: Path
 
 
 def test_nothing_else_is_needed_that_a1111_lacks() -> None:
-    """Its requirements_versions.txt (v1.10.1) with what they bring; the rest is beside, or optional in words."""
-    listed = {"PIL", "accelerate", "fastapi", "gradio", "numpy", "open_clip", "safetensors", "torch", "transformers"}
-    brought = {"ftfy", "starlette", "tokenizers", "tqdm", "uvicorn", "yaml"}
+    """Its requirements_versions.txt and launcher (v1.10.1) with what these bring; the rest is beside, or optional."""
+    listed = {"PIL", "accelerate", "fastapi", "gradio", "numpy", "open_clip", "safetensors", "torch", "torchvision",
+              "transformers"}  # fmt: skip
+    brought = {"ftfy", "huggingface_hub", "starlette", "tokenizers", "tqdm", "uvicorn", "yaml"}
+    optional = {"onnxruntime"}  # whoever asks for a tagger is told what it wants
     beside = {requirement.partition("==")[0] for requirement in WANTED}
     theirs = {"modules", "networks"}
     used = {
@@ -186,4 +188,4 @@ def test_nothing_else_is_needed_that_a1111_lacks() -> None:
         if file.relative_to(ROOT).parts[0] == PACKAGE
         for _, name in imported(file, ROOT)
     } - sys.stdlib_module_names
-    assert used - listed - brought - beside - theirs - {PACKAGE} == set()
+    assert used - listed - brought - beside - theirs - optional - {PACKAGE} == set()
