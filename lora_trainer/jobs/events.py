@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,8 @@ from lora_trainer.contracts import Event, Prepared, Skipped, Stepped
 
 MOST = 4000  # events kept: a graph is some 1000 pixels wide, and a few MiB of memory are nobody's loss
 FRESH = 1000  # of these the newest, which no reader that polls has to miss
+_OLDER = (MOST - FRESH) * 3 // 4  # of the others, after thinning; the rest is room until the next time
+_SPARSEST = 2**24  # more than the steps of any run
 
 KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Event)}  # "stepped": Stepped
 
@@ -29,8 +30,8 @@ class Numbered(NamedTuple):
 class EventLog:
     """What happened, in order; safe to fill and read from several threads.
 
-    Past `MOST` events every second of the older steps is dropped, again and again, so that the graph of a run of
-    a million steps keeps its shape at a lower resolution. Of a preparation only the newest count is kept.
+    Past `MOST` events the older steps are thinned out, so that the graph of a run of a million steps keeps its shape
+    at a lower resolution. Of a preparation only the newest count is kept.
     """
 
     def __init__(self, numbered: Iterable[Numbered] = (), last: int = 0) -> None:
@@ -75,16 +76,14 @@ def _first_above(events: list[Numbered], n: int) -> int:
 
 
 def _thinned(events: list[Numbered]) -> list[Numbered]:
-    """Half of the older steps, and, where that is not enough (a run that saves at each step), the newest of all."""
+    """Of the older steps every second, or fourth, ..., all over the run alike, so that most of the room is free again;
+    where that is not enough (a run that saves at each step), the newest of all."""
     older, fresh = events[:-FRESH], events[-FRESH:]
-    passing = (Stepped, Skipped)
-    kept: list[Numbered] = []
-    seen = 0
-    for item in older:
-        seen += isinstance(item.event, passing)
-        if not isinstance(item.event, passing) or seen % 2:
-            kept.append(item)
-    return [*kept[-(MOST - FRESH) * 3 // 4 :], *fresh]
+    stride, kept = 1, older
+    while len(kept) > _OLDER and stride < _SPARSEST:
+        stride *= 2
+        kept = [item for item in kept if not isinstance(item.event, Stepped | Skipped) or item.event.step % stride == 0]
+    return [*kept[-_OLDER:], *fresh]
 
 
 # --- as plain values -------------------------------------------------------------------------------------------------
@@ -118,10 +117,10 @@ def event_of(values: Mapping[str, Any]) -> Event:
 
 def _of_type(hint: Any, value: Any) -> Any:
     """Undo `jsonable` where JSON has fewer types than Python."""
+    if value is None:
+        return math.nan if hint is float else None
     if hint is float:
-        return math.nan if value is None else float(value)
-    if hint is Path or (get_origin(hint) is types.UnionType and Path in get_args(hint) and value is not None):
-        return Path(value)
+        return float(value)
     if get_origin(hint) is tuple:
         return tuple(_of_type(get_args(hint)[0], item) for item in value)
-    return value
+    return Path(value) if Path in (hint, *get_args(hint)) else value

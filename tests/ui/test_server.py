@@ -90,25 +90,27 @@ def test_with_a_password_nothing_is_had_without_it(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends signals as POSIX knows them")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_orderly_end_saves_the_training_and_it_can_be_gone_on_with(tmp_path, how):
-    options = QUICK | {"train__steps": 12, "output__save_steps": 0}
-    config = dump(small_run(tmp_path, **options))
-    words = ("--loras", str(tmp_path / "loras"))
-    with page(tmp_path, *words) as (process, address):
-        client = Client(address)
-        wait_for(client, "/jobs")
-        id = client.post("/jobs", config)["id"]
-        client.until(id, lambda job: job["step"] >= 2)
-        process.send_signal(how)
-        assert process.wait(60) in (0, -how)
-    with page(tmp_path, *words) as (_, address):
-        client = Client(address)
-        wait_for(client, "/jobs")
-        job = client.get(f"/jobs/{id}")
-        assert (job["state"], job["resumable"]) == ("stopped", True)
-        client.post(f"/jobs/{id}/resume")
-        job = client.until(id, lambda job: job["state"] == "done")
+def test_an_orderly_end_saves_the_training_and_it_can_be_gone_on_with(tmp_path):
+    """By Ctrl-C, then by SIGTERM, then to the end: the file is that of an uninterrupted run."""
+    options = QUICK | {"train__steps": 14, "output__save_steps": 0}
+    id, step = "", 0
+    for how in (signal.SIGINT, signal.SIGTERM, None):
+        with page(tmp_path, "--loras", str(tmp_path / "loras")) as (process, address):
+            client = Client(address)
+            wait_for(client, "/jobs")
+            if id:
+                job = client.get(f"/jobs/{id}")
+                assert (job["state"], job["resumable"]) == ("stopped", True)
+                step = job["step"]
+                client.post(f"/jobs/{id}/resume")
+            else:
+                id = client.post("/jobs", dump(small_run(tmp_path, **options)))["id"]
+            if how:
+                client.until(id, lambda job, step=step: job["step"] >= step + 2)
+                process.send_signal(how)
+                assert process.wait(60) in (0, -how)
+            else:
+                job = client.until(id, lambda job: job["state"] == "done")
     whole = run_all(small_run(tmp_path, **options, output__directory=str(tmp_path / "whole" / "lora")))
     assert Path(job["files"][-1]).read_bytes() == whole[-1].path.read_bytes()
 

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 def hang(app: FastAPI, registry: Registry, host: Host, head: str) -> None:
     """Put the page at the root of `app`; `head` goes into its HTML head. Needs gradio 6."""
     import gradio as gr
+    from gradio.themes import Default
 
     from lora_trainer.interfaces.ui.page import page
 
     # Fonts of the system only: gradio's own themes load theirs from elsewhere.
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     gr.mount_gradio_app(
         app, page(registry, host), path="/", theme=theme, head=head, footer_links=[], run_history=False,
         ssr_mode=False, show_error=True,
