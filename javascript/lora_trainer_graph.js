@@ -111,6 +111,7 @@
                 pen.globalAlpha = 1;
                 pen.lineWidth = 2.2;
                 path(pen, (_, index) => scale(means[index]));
+                if (points.length === 1) dot(pen, 0, scale);
             }
             if (at !== null && points[at]) cursor(pen, scale);
             canvas.setAttribute("aria-label", summary());
@@ -124,9 +125,13 @@
             pen.moveTo(x(point.step), EDGE.top);
             pen.lineTo(x(point.step), HEIGHT - EDGE.bottom);
             pen.stroke();
+            dot(pen, at, scale);
+        }
+
+        function dot(pen, index, scale) {
             pen.fillStyle = color("--lt-line");
             pen.beginPath();
-            pen.arc(x(point.step), y(scale(means[at])), 3.5, 0, 7);
+            pen.arc(x(points[index].step), y(scale(means[index])), 3.5, 0, 7);
             pen.fill();
         }
 
