@@ -45,7 +45,10 @@ TABLE = {
     ),
     f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
     f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors"}),
-    f"{PACKAGE}/captioners": May({"config"}, {"torch", "transformers", "PIL", "numpy"}),
+    f"{PACKAGE}/captioners": May(  # weights: to read the files of its models without running what is in them
+        {"config", "weights"},
+        {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},
+    ),
     f"{PACKAGE}/train": May({"config"}, {"torch", "accelerate"}),
     f"{PACKAGE}/jobs": May(
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}

@@ -60,7 +60,8 @@ class CaptionConfig:
         True, "Write 'long hair' for the tag 'long_hair'; faces such as ^_^ stay.", elsewhere=("remove_underscore",)
     )
     escape_parentheses: bool = option(
-        True, "Write \\( and \\) in tags, because a WebUI's prompt takes bare ones for emphasis.", advanced=True
+        False, "Write \\( and \\) in tags, for captions to be pasted into a WebUI's prompt, where bare ones mean "
+        "emphasis; a training reads captions as they stand.", advanced=True,
     )
     batch_size: int | None = option(
         None, "Images described at once; empty takes what suits the model.", unit="images", low=1, high=256

@@ -28,9 +28,7 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
 }
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, of: type = RunConfig, titles: Mapping[str, str] = TITLES
-) -> None:
+def add_flags(parser: argparse.ArgumentParser, of: type = RunConfig, titles: Mapping[str, str] = TITLES) -> None:
     """A flag for every setting, `--network.rank 8`, and for its flat name, `--lora_rank 8`.
 
     Values stay text and go through `load`, so that a flag and a file are judged by the same rules. A switch takes a

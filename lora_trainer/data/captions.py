@@ -104,7 +104,7 @@ def read_csv(path: Path) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
-        file_column, text_column = _columns(path, header)
+        file_column, text_column = columns_of(path, header)
         pairs, unquoted = _csv_pairs(reader, len(header), file_column, text_column)
     except csv.Error as error:
         raise PlainError(
@@ -120,7 +120,8 @@ def read_csv(path: Path) -> Table:
     return _table(path, pairs, warnings)
 
 
-def _columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
+def columns_of(path: Path, header: Sequence[str]) -> tuple[int, int]:
+    """Which cells of a row hold the file's name and its caption. Raises PlainError where the header lacks one."""
     names = [name.strip().lower() for name in header]
     file_column = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
     text_column = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
@@ -136,12 +137,18 @@ def _csv_pairs(
     """(file name, caption) of each row, and how many rows had more cells than the header."""
     pairs, unquoted = [], 0
     for row in rows:
-        if len(row) > width:
-            unquoted += 1
-            row[width - 1 :] = [",".join(row[width - 1 :])]
+        unquoted += fold(row, width)
         if file_column < len(row) and row[file_column].strip():
             pairs.append((row[file_column], row[text_column] if text_column < len(row) else ""))
     return pairs, unquoted
+
+
+def fold(row: list[str], width: int) -> bool:
+    """Join what a row has beyond `width` cells to the last of these, in place; whether there was anything."""
+    beyond = len(row) > width
+    if beyond:
+        row[width - 1 :] = [",".join(row[width - 1 :])]
+    return beyond
 
 
 def read_jsonl(path: Path) -> Table:
@@ -175,7 +182,7 @@ def _table(path: Path, pairs: Sequence[tuple[str, str]], warnings: list[str]) ->
     captions: dict[str, str] = {}
     doubles = set()
     for name, caption in pairs:
-        key = name.strip().replace("\\", "/").removeprefix("./")
+        key = file_name(name)
         if key in captions:
             doubles.add(key)
         captions[key] = one_line(caption)
@@ -184,6 +191,11 @@ def _table(path: Path, pairs: Sequence[tuple[str, str]], warnings: list[str]) ->
         files = _count(len(doubles), "file")
         warnings.append(f"{path.name} names {files} more than once ({named}); the last row counts.")
     return Table(path, captions, tuple(warnings))
+
+
+def file_name(cell: str) -> str:
+    """The name of a file as a table means it, with "/" between folders."""
+    return cell.strip().replace("\\", "/").removeprefix("./")
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -168,7 +168,7 @@ def _repeats(name: str) -> int:
     return 1
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     """A name as it is compared: tables come from other systems, with other letter case and composed accents."""
     return normalize("NFC", name).casefold()
 
@@ -178,20 +178,19 @@ class _Captions:
 
     def __init__(self, folder: Path, files: Sequence[str], images: Sequence[str], tables: Sequence[Table]) -> None:
         self.warnings = [warning for table in tables for warning in table.warnings]
-        self._folder = Path(os.path.abspath(folder))  # noqa: PTH100 -- resolve() would follow links out of the folder
-        self._sidecars = {_spelled(file): file for file in files if PurePosixPath(file).suffix.lower() in SIDECARS}
-        self._images = {_spelled(image) for image in images}
-        self._namesakes = Counter(_spelled(PurePosixPath(image).name) for image in images)
+        self._folder = absolute(folder)
+        self._sidecars = {spelled(file): file for file in files if PurePosixPath(file).suffix.lower() in SIDECARS}
+        self._images = {spelled(image) for image in images}
         self._tables = [(table, self._rows(table)) for table in tables]
 
     def of(self, name: str) -> tuple[str, str]:
         """(caption, source) of an image; both empty where there is none."""
         for table, rows in self._tables:
-            row = rows.get(_spelled(name))
+            row = rows.get(spelled(name))
             if row and table.captions[row]:
                 return table.captions[row], table.path.name
         for ending in SIDECARS:
-            sidecar = self._sidecars.get(_spelled(str(PurePosixPath(name).with_suffix(ending))))
+            sidecar = self._sidecars.get(spelled(str(PurePosixPath(name).with_suffix(ending))))
             if sidecar:
                 text, warning = read_text(self._folder / sidecar)
                 if warning:
@@ -205,24 +204,37 @@ class _Captions:
         return tuple(row for _, rows in self._tables for key, row in rows.items() if key not in self._images)
 
     def _rows(self, table: Table) -> dict[str, str]:
-        """Comparable name of an image, relative to the data set's folder, to the name as the table spells it.
+        return rows_by_image(table.captions, table.path.parent, self._folder, self._images)
 
-        Tables name files from the data set's folder, from their own, in full, or by the bare name of a file in a
-        sub-folder; the last only counts where a single image has that name.
-        """
-        by_bare_name = {_spelled(PurePosixPath(image).name): image for image in self._images}
-        rows = {}
-        for name in table.captions:
-            keys = [self._relative(name, start) for start in (self._folder, table.path.parent)]
-            key = next((key for key in keys if key in self._images), keys[0])
-            if key not in self._images and self._namesakes[_spelled(name)] == 1:
-                key = by_bare_name[_spelled(name)]
-            rows[key] = name
-        return rows
 
-    def _relative(self, name: str, start: Path) -> str:
-        full = Path(os.path.abspath(start / name))  # noqa: PTH100
-        return _spelled(full.relative_to(self._folder).as_posix() if full.is_relative_to(self._folder) else name)
+def rows_by_image(names: Iterable[str], beside: Path, folder: Path, images: Collection[str]) -> dict[str, str]:
+    """Comparable name of an image (`spelled`), relative to the data set's folder, to the name as a table spells it.
+
+    Tables name files from the data set's folder, from their own (`beside`), in full, or by the bare name of a file in
+    a sub-folder; the last only counts where a single image has that name. `images` are comparable names. Of two rows
+    for one image the last counts.
+    """
+    folder = absolute(folder)
+    namesakes = Counter(PurePosixPath(image).name for image in images)
+    by_bare_name = {PurePosixPath(image).name: image for image in images}
+    rows = {}
+    for name in names:
+        keys = [_relative(name, start, folder) for start in (folder, beside)]
+        key = next((key for key in keys if key in images), keys[0])
+        if key not in images and namesakes[spelled(name)] == 1:
+            key = by_bare_name[spelled(name)]
+        rows[key] = name
+    return rows
+
+
+def _relative(name: str, start: Path, folder: Path) -> str:
+    full = absolute(start / name)
+    return spelled(full.relative_to(folder).as_posix() if full.is_relative_to(folder) else name)
+
+
+def absolute(path: Path) -> Path:
+    """The path in full and without "..", links left as they are: resolve() would follow them out of the folder."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _warnings(

@@ -1,0 +1,133 @@
+"""Captions into files: a table, or a text file beside each image. Nothing that was there is lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from lora_trainer.contracts import PlainError
+from lora_trainer.data.captions import columns_of, file_name, fold, one_line, read_text
+from lora_trainer.data.scan import rows_by_image, spelled
+
+HEADER = ["filename", "prompt"]
+PREVIOUS = ".bak"
+
+
+class CaptionFiles(Protocol):
+    """Where captions go."""
+
+    def put(self, name: str, caption: str) -> None:
+        """The caption of the image of that name, relative to the data set's folder. Raises PlainError."""
+        ...
+
+    def save(self) -> None:
+        """What was put is on the disk afterwards. Raises PlainError."""
+        ...
+
+
+class Table:
+    """A table of captions; rows of other files, further columns, encoding mark and line ends stay as they are."""
+
+    def __init__(self, path: Path, folder: Path, images: Iterable[str]) -> None:
+        """`images` are the names of all images in the data set's folder. Raises PlainError for a file that is there
+        and is no such table."""
+        self.path = path
+        self._rows: list[list[str]] = [list(HEADER)]
+        self._mark, self._line_end = "", "\n"
+        if path.exists():
+            self._read()
+        self._file, self._text = columns_of(path, self._rows[0])
+        names = {file_name(row[self._file]): row for row in self._rows[1:] if len(row) > self._file}
+        known = rows_by_image(names, path.parent, folder, {spelled(image) for image in images})
+        self._by_image = {image: names[name] for image, name in known.items()}
+        self._changed = False
+        self._keeps = True  # at the first writing only: the table from before the run is the one to go back to
+
+    def _read(self) -> None:
+        text = read_text(self.path).text
+        if self.path.read_bytes().startswith(b"\xef\xbb\xbf"):
+            self._mark = "\ufeff"
+        self._line_end = "\r\n" if "\r\n" in text else "\n"
+        self._rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row] or [[]]
+        for row in self._rows[1:]:
+            fold(row, len(self._rows[0]))
+
+    def put(self, name: str, caption: str) -> None:
+        """Set the caption in the image's row, or add a row."""
+        row = self._by_image.get(spelled(name))
+        if row is None:
+            row = self._by_image[spelled(name)] = [""] * len(self._rows[0])
+            row[self._file] = name
+            self._rows.append(row)
+        row += [""] * (self._text + 1 - len(row))
+        self._changed |= row[self._text] != one_line(caption)
+        row[self._text] = one_line(caption)
+
+    def save(self) -> None:
+        """Write the table, if a caption changed; the version from before the first writing is kept as .bak."""
+        if not self._changed:
+            return
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator=self._line_end).writerows(self._rows)
+        replace_text(self.path, self._mark + text.getvalue(), keep=self._keeps)
+        self._changed, self._keeps = False, False
+
+class Sidecars:
+    """A text file beside each image."""
+
+    def __init__(self, folder: Path, ending: str) -> None:
+        """`ending` is ".txt" or ".caption"."""
+        self._folder = folder
+        self._ending = ending
+
+    def path_of(self, name: str) -> Path:
+        """Where an image's caption goes."""
+        return self._folder / PurePosixPath(name).with_suffix(self._ending)
+
+    def put(self, name: str, caption: str) -> None:
+        """Write it at once; what was there is kept as .bak."""
+        replace_text(self.path_of(name), one_line(caption) + "\n", keep=True)
+
+    def save(self) -> None:
+        """Everything is on the disk already."""
+
+
+def replace_text(path: Path, text: str, *, keep: bool) -> None:
+    """Write a UTF-8 file under another name and move it into place, so that no one ever reads half of it.
+
+    With `keep` the file that was there becomes `<name>.bak`. A link stays one, and what it points at is replaced.
+    Raises PlainError.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_bytes(text.encode("utf-8"))
+            if path.exists():
+                shutil.copymode(path, unfinished)
+                if keep:
+                    _keep(path)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise PlainError(
+            f"{path} cannot be written ({error.strerror or error}); make room or change the folder's permissions. What "
+            "was there before is whole."
+        ) from error
+
+
+def _keep(path: Path) -> None:
+    """A copy, so that there is a file of that name at every moment."""
+    copy = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        shutil.copy2(path, copy)
+        copy.replace(path.with_name(path.name + PREVIOUS))
+    finally:
+        copy.unlink(missing_ok=True)
