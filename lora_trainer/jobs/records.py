@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ from lora_trainer.jobs.events import Numbered, event_of, plain
 _VERSION = 1
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")  # day, second, chance: sorts by time, and is harmless as a file name
 
+_CLAIM = "server.lock"
+
 _log = logging.getLogger(__name__)
 
 
@@ -25,6 +29,28 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
+        self._claim: BinaryIO | None = None
+
+    def claim(self) -> bool:
+        """Whether no other process has these records: then what is unfinished in them was cut off.
+
+        The system gives the claim back when the process ends, however it ends. Makes no folder.
+        """
+        if self._claim is not None or not self.folder.is_dir():
+            return True
+        try:
+            self._claim = (self.folder / _CLAIM).open("ab")
+        except OSError as error:
+            _log.warning("Jobs will be forgotten when the server ends, because %s cannot be written: %s",
+                         self.folder, error)  # fmt: skip
+            return True
+        return _locked(self._claim)
+
+    def give_back(self) -> None:
+        """End the claim."""
+        if self._claim:
+            self._claim.close()
+            self._claim = None
 
     def write(self, id: str, values: Callable[[], Mapping[str, Any]], events: Iterable[Numbered] | None = None) -> None:
         """Replace the record; `values` is asked under the lock, so that the newest always stands last."""
@@ -80,10 +106,28 @@ class Records:
             file.write(data)
 
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.claim()
             write_whole(path, fill)
         except (OSError, PlainError) as error:
             _log.warning("The record %s could not be written: %s", path, error)
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Take the file for this process alone; False if another one has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system without locks (some network drives) cannot tell; the usual case is then assumed.
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
 
 
 def _read(path: Path) -> Any:

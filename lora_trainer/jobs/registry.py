@@ -47,7 +47,8 @@ class Registry:
         self._closing = False
         self._news = threading.Condition()  # guards what stands above, and tells the worker of a new job
         self._submitting = threading.Lock()  # two jobs must not find the same name free
-        known = [self._recalled(id, record) for id, record in self._records.read_all().items()]
+        alone = self._records.claim()
+        known = [self._recalled(id, record, alone) for id, record in self._records.read_all().items()]
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
 
     def plan(self, raw: Mapping[str, Any]) -> Plan:
@@ -130,6 +131,7 @@ class Registry:
                 job.stop()
         if self._worker:
             self._worker.join(seconds)
+        self._records.give_back()
 
     # --- submitting ---
 
@@ -227,8 +229,11 @@ class Registry:
     def _write(self, job: Job) -> None:
         self._records.write(job.id, job.record, job.log.everything())
 
-    def _recalled(self, id: str, record: Mapping[str, Any]) -> Job | None:
+    def _recalled(self, id: str, record: Mapping[str, Any], alone: bool) -> Job | None:
+        """The job of a record; None if it is of no use, or if another server has it under way at this moment."""
         try:
+            if not alone and record["status"]["state"] in ("queued", "running", "paused"):
+                return None
             job = Job.remembered(id, record, lambda: self._records.events(id))
         except (KeyError, TypeError, ValueError, PlainError) as error:
             _log.warning("The record of job %s is of no use (%r) and is passed over.", id, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -282,7 +283,9 @@ def test_a_later_server_knows_what_was_done_and_what_was_cut_off(tmp_path, regis
     cut = registry.submit(raw(tmp_path, train__steps=5000, output__save_steps=2))
     waiting = registry.submit(raw(tmp_path))
     until(lambda: cut.step >= 5)  # and so what came before it is written down
-    later = Registry(home(tmp_path))  # as after a crash: nobody has told the first one to end
+    assert [job.id for job in Registry(home(tmp_path)).jobs()] == [done.id], "the others are under way in a server"
+    shutil.copytree(tmp_path / "runs", tmp_path / "crash" / "runs")  # what a crash leaves at this moment
+    later = Registry(home(tmp_path / "crash"))
     assert [job.id for job in later.jobs()] == [waiting.id, cut.id, done.id]
     known = later.job(done.id)
     assert (known.state, known.step, known.loss, known.files) == ("done", 6, done.loss, done.files)
@@ -358,7 +361,7 @@ def test_closing_stops_and_saves_what_is_under_way(tmp_path):
     assert job.state == "stopped"
     assert job.resumable
     assert waiting.step == 0
-    assert {known.state for known in Registry(home(tmp_path)).jobs()} == {"stopped"}
+    assert [known.state for known in Registry(home(tmp_path)).jobs()] == ["stopped", "stopped"]
 
 
 def test_one_registry_a_process(tmp_path):
@@ -411,3 +414,22 @@ def test_hammered_by_many_threads_nothing_is_lost_and_no_state_is_impossible(tmp
     contents = {job.files[-1].read_bytes()[-1000:] for job in jobs}
     assert len(contents) == 1, "the same seed, so the same weights, whatever was ordered meanwhile"
     assert all(steps_of(job) == list(range(1, 11)) for job in jobs)
+
+
+def test_a_registry_that_was_only_looked_at_leaves_nothing(tmp_path):
+    registry = Registry(home(tmp_path))
+    with pytest.raises(PlainError):
+        registry.submit({})
+    assert registry.jobs() == []
+    registry.close(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_records_that_cannot_be_written_costs_the_memory_and_not_the_training(tmp_path, caplog):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    registry = Registry(home(tmp_path))
+    job = registry.submit(raw(tmp_path, train__steps=2))
+    until(lambda: job.ended)
+    assert job.state == "done"
+    assert "could not be written" in caplog.text
+    registry.close(1)
