@@ -34,6 +34,7 @@
         view = null;
         frame();
         look();
+        new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && look()).observe(root);
     };
 
     // Look at this job from now on.
@@ -48,8 +49,14 @@
         return seconds > 0 ? seconds * 1000 : BUSY;
     }
 
+    let looking = false;
+    let again = false; // whether something happened while we looked
+
     async function look() {
         clearTimeout(timer);
+        again = looking;
+        if (looking) return;
+        looking = true;
         let pause = IDLE;
         try {
             jobs = (await lt.ask("jobs")).jobs;
@@ -65,8 +72,9 @@
             if (!error.status && !(error instanceof TypeError) && error.name !== "AbortError") console.error(error);
         }
         drawLost(pause);
+        looking = false;
         clearTimeout(timer);
-        timer = setTimeout(look, pause);
+        timer = setTimeout(look, again ? 0 : pause);
     }
 
     // The job to show: the chosen one, else the one that runs, else the newest.
@@ -229,6 +237,12 @@
         if (made.was && made.was !== job.state && !ACTIVE.includes(job.state)) lt.changed(); // its pace is known now
         made.was = job.state;
         drawResult(made, job);
+        if (!made.seen && root.offsetParent) { // what was drawn in a tab that is not shown could not scroll
+            made.seen = true;
+            for (const one of [made.lines, ...made.samplesPlace.querySelectorAll(".lt-strip")]) {
+                one.scrollTo(one.scrollWidth, one.scrollHeight);
+            }
+        }
     }
 
     function drawFacts(made, job, active) {
