@@ -8,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 
+NOWHERE = "a-package-that-no-index-has"  # what each of them asks for, so that only pip's --no-deps installs it
+
+
 def write_wheel(folder: Path, name: str, version: str) -> Path:
     """A wheel of a pure package with an `__init__` and one module."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +35,7 @@ def _files(name: str, version: str) -> dict[str, str]:
     files = {
         f"{name}/__init__.py": f'__version__ = "{version}"\n',
         f"{name}/content.py": f'WHOSE = "{name}"\n',
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {NOWHERE}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = [f"{file},sha256={_digest(text)},{len(text)}" for file, text in files.items()]
