@@ -7,7 +7,6 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-
 NOWHERE = "a-package-that-no-index-has"  # what each of them asks for, so that only pip's --no-deps installs it
 
 
