@@ -111,7 +111,7 @@ def jsonable(value: Any) -> Any:
 def event_of(values: Mapping[str, Any]) -> Event:
     """The event that `plain` wrote. Raises KeyError and TypeError for anything else."""
     kind = KINDS[values["kind"]]
-    hints = get_type_hints(kind, localns={"Mapping": Mapping})
+    hints = get_type_hints(kind)
     return kind(**{field.name: _of_type(hints[field.name], values[field.name]) for field in fields(kind)})
 
 

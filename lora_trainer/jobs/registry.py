@@ -195,7 +195,7 @@ class Registry:
         task = job.task
         try:
             course = run(task.config, host=self._host, control=job.control, resume=task.resume)
-            with closing(cast("Generator[Event]", course)) as events:
+            with closing(cast("Generator[Event, None, None]", course)) as events:
                 for event in events:
                     if isinstance(event, Finished):
                         finished = event
