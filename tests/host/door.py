@@ -1,5 +1,7 @@
 """Put into a test's WebUI as an extension: a route by which a test calls a function of tests/host/inside.py there."""
 
+import faulthandler
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -35,4 +37,6 @@ def _call(check: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"trace": traceback.format_exc()}
 
 
+if hasattr(signal, "SIGUSR1"):
+    faulthandler.register(signal.SIGUSR1)  # `kill -USR1` writes into the log where every thread stands
 script_callbacks.on_app_started(_started)

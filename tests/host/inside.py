@@ -303,6 +303,32 @@ def turns(count: int) -> dict[str, Any]:
     return {"waited": waited, "contended": contended}
 
 
+_WHOLE: dict[str, Any] = {}
+
+
+def break_engine(where: str) -> None:
+    """Let the engine fail at the next loss or the next write, by an error that nobody foresees."""
+    from lora_trainer.jobs import writer
+    from lora_trainer.train.diffusion_loss import DiffusionLoss
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("made for the test")
+
+    _WHOLE.update(loss=DiffusionLoss.__call__, write=writer.write_lora)
+    if where == "step":
+        DiffusionLoss.__call__ = fails
+    else:
+        writer.write_lora = fails
+
+
+def mend_engine() -> None:
+    """Undo `break_engine`."""
+    from lora_trainer.jobs import writer
+    from lora_trainer.train.diffusion_loss import DiffusionLoss
+
+    DiffusionLoss.__call__, writer.write_lora = _WHOLE["loss"], _WHOLE["write"]
+
+
 def paths() -> dict[str, Any]:
     found = A1111().paths()
     return {
@@ -313,15 +339,17 @@ def paths() -> dict[str, Any]:
     }
 
 
-def memory() -> int:
+def memory(collect: bool = False) -> int:
+    """Bytes of the process, after a collection of garbage if wanted: it takes a second and holds everybody up."""
+    import gc
+
+    if collect:
+        gc.collect()
     return _memory()
 
 
 def _memory() -> int:
     """Bytes of the process that are really there."""
-    import gc
-
-    gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

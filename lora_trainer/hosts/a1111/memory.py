@@ -34,6 +34,17 @@ def send_back(model: Any) -> None:
     if model is not None and model.lowvram:
         lowvram.send_everything_to_cpu()
     devices.torch_gc()
+    _give_back_to_the_system()
+
+
+def _give_back_to_the_system() -> None:
+    """What was freed in the CPU's memory; glibc keeps it else, and a copy of every weight was in it (pristine.py)."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # no glibc: macOS, musl; Windows, where None names no library
+        return
 
 
 def _module(model: Any, part: str) -> Any:
