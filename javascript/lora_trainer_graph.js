@@ -79,7 +79,9 @@
             pen.textAlign = "center";
             pen.textBaseline = "top";
             for (const value of ticks(0, steps, Math.max(2, Math.floor(width() / 110)))) {
-                if (Number.isInteger(value)) pen.fillText(String(value), x(value), HEIGHT - EDGE.bottom + 7);
+                if (!Number.isInteger(value)) continue;
+                const half = pen.measureText(String(value)).width / 2;
+                pen.fillText(String(value), Math.min(x(value), width() - half), HEIGHT - EDGE.bottom + 7);
             }
         }
 

@@ -85,7 +85,10 @@ def build(host: Host) -> Form:
     made: dict[str, Any] = {}
     drop = _images(made, known, config)
     with gr.Row(elem_id="lt_names"):
-        _put(made, known["output.name"], config, label="Name", placeholder="my_cat", info="The LoRA's file is called so.")
+        _put(
+            made, known["output.name"], config, label="Name", placeholder="my_cat",
+            info="The LoRA's file is called so.",
+        )  # fmt: skip
         _put(
             made, known["data.trigger"], config, label="Trigger word", placeholder="e.g. ohwx_cat",
             info="A rare word that will call the LoRA.",

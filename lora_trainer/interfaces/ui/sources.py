@@ -48,7 +48,10 @@ def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Regis
     line = text.strip().strip('"')
     if line.endswith(".safetensors") and "\n" not in line:
         return Brought(_from_recipe(_recipe_of(line, paths), values), "lora")
-    return Brought(load(read_yaml(text, name)), "settings")
+    config = load(read_yaml(text, name))
+    if not config.model.base:  # as it is where a WebUI lends its model: the form's stays
+        config = load(raw_of(shown_of(config) | {"model.base": values["model.base"]}))
+    return Brought(config, "settings")
 
 
 def _from_recipe(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
