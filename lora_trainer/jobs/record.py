@@ -34,7 +34,7 @@ def recorded(plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
                     board = opened.enter_context(_Board(plan, event.step))
                     said.append(board.missing)
                     if board.missing:
-                        yield Told(board.missing, "warning")
+                        yield Told(board.missing)
             if log:
                 log.writelines(f"{sentence}\n" for sentence in said if sentence)
                 log.flush()  # a killed run should leave its last line

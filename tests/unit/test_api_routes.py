@@ -212,6 +212,8 @@ def test_the_schema_is_that_of_the_options(client):
         ("GET", "/plan", None, None, 405, "answers to POST"),
         ("POST", "/jobs", b"{}", {"Content-Type": "text/plain"}, 415, "text/plain"),
         ("POST", "/jobs", b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "application/json"),
+        ("POST", "/jobs/none/stop", b"", {"Content-Type": ""}, 404, "no job none"),
+        ("POST", "/jobs/none/stop", b"", {"Content-Type": "", "Origin": "http://elsewhere"}, 415, "not given"),
         ("POST", "/jobs", b"{", None, 400, "not JSON"),
         ("POST", "/jobs", b"\xff\xfe", None, 400, "not UTF-8"),
         ("POST", "/jobs", b"[" * 100_000, None, 400, "nested too deeply"),

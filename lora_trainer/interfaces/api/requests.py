@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -72,10 +73,21 @@ def _not_here(request: Request, handlers: Mapping[str, Handler]) -> Response:
 
 
 def _check_type(request: Request) -> None:
-    """Other sites' pages can make a browser send forms and plain text here, but not JSON."""
+    """Other sites' pages can make a browser send forms, plain text and empty bodies here, but not JSON; and with
+    whatever they do send, browsers say from where."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != "application/json":
-        raise Refused(415, f"The content type is {given or 'not given'}; send Content-Type: application/json.")
+    if given == "application/json" or (not given and _is_empty(request) and not _from_another_site(request)):
+        return
+    raise Refused(415, f"The content type is {given or 'not given'}; send Content-Type: application/json.")
+
+
+def _is_empty(request: Request) -> bool:
+    return request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+
+
+def _from_another_site(request: Request) -> bool:
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
 async def mapping_of(request: Request) -> dict[str, Any]:
