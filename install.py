@@ -41,7 +41,7 @@ RUN = (
 # along breaks transformers where torch is a CPU build.
 ALONE = ("open_clip_torch>=2.20",)
 UI = ("gradio>=6",)  # the page without a WebUI; brings fastapi and uvicorn
-TEST = ("pytest>=8", "hypothesis>=6.100")
+TEST = ("pytest>=8", "hypothesis>=6.100", "onnxruntime>=1.17")
 LINT = ("ruff>=0.11", "pyright[nodejs]>=1.1.390")  # with node from the package index, wherever none is installed
 
 # The libraries that the WebUIs ship or, for diffusers and peft in A1111, the newest that work beside what it ships.
