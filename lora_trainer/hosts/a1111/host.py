@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.contracts import Event, HostPaths, LentModel, PlainError, SampleOrder, Told
+from lora_trainer.contracts import Captioner, Event, HostPaths, LentModel, PlainError, SampleOrder, Told
 from lora_trainer.hosts import beside
 from lora_trainer.hosts.a1111 import drawing, loras, memory
 from lora_trainer.hosts.a1111 import model as models
 from lora_trainer.hosts.a1111.board import Board
+from lora_trainer.hosts.a1111.captioners import DeepBooru, HostBlip
 from lora_trainer.hosts.a1111.pristine import make_pristine
 from lora_trainer.hosts.a1111.turn import Turn
 
@@ -125,6 +126,11 @@ class A1111:
         if not all(pictures) or len(pictures) < 2:
             return told
         return [*told, _compared(*[drawn[0] for drawn in pictures if drawn])]
+
+    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[Captioner]:
+        """What "Interrogate" asks: BLIP and DeepBooru."""
+        turn = self._turn
+        return (HostBlip(turn, download=download), DeepBooru(turn, threshold=threshold, download=download))
 
     def paths(self) -> HostPaths:
         """The WebUI's folders; requests over the network may name those, and what the settings add."""
