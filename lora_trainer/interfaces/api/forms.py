@@ -52,6 +52,7 @@ def job_form(job: Job) -> dict[str, Any]:
         "seconds_left": pace * left if pace is not None and going else None,
         "lora": files[-1].stem if files else None,
         "sample": sample if samples.prompts else None,
+        "trigger": job.task.config.data.trigger,
         "resumable": job.resumable,
     })  # fmt: skip
 

@@ -100,14 +100,12 @@ def faults(error: PlainError) -> Answer:
     if not isinstance(error, ConfigError):
         return {"kind": "faults", "faults": [{"text": str(error), "field": None}]}
     named = {name: leaf for leaf in leaves() for name in (leaf.path, leaf.option.alias) if name}
-    return {
-        "kind": "faults",
-        "faults": [
-            {"text": f"{label(named[one.path])} {one.text}.", "field": elem_id(named[one.path].path)}
-            if one.path in named else {"text": f"{one.path} {one.text}.", "field": None}
-            for one in error.faults
-        ],
-    }  # fmt: skip
+    found: list[Answer] = []
+    for one in error.faults:
+        leaf = named.get(one.path)
+        told = one._replace(path=label(leaf)) if leaf else one
+        found.append({"text": told.sentence, "field": elem_id(leaf.path) if leaf else None})
+    return {"kind": "faults", "faults": found}
 
 
 def continued(registry: Registry, job_id: str) -> dict[str, Any]:

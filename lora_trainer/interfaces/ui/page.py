@@ -17,6 +17,7 @@ import gradio as gr
 from lora_trainer.config.load import dump_yaml, load
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.ui import answers
+from lora_trainer.interfaces.ui.fields import unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
 from lora_trainer.interfaces.ui.form import Form, build, build_advanced, lends
 from lora_trainer.interfaces.ui.sources import brought
@@ -47,7 +48,7 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
         with gr.Row(elem_id="lt_columns"):
             with gr.Column(scale=5, min_width=300, elem_id="lt_form"):
                 form = build(host)
-                start = gr.Button("Start training", variant="primary", elem_id="lt_start")
+                start = unsaved(gr.Button("Start training", variant="primary", elem_id="lt_start"))
                 gr.HTML(_frame("lt_plan", host), elem_id="lt_plan_block")
                 gr.HTML('<div id="lt_tools"></div>', elem_id="lt_tools_block")
                 with gr.Accordion("Advanced options", open=False, elem_id="lt_advanced"):
@@ -68,17 +69,15 @@ def _frame(name: str, host: Host) -> str:
 def _wires() -> _Wires:
     """Hidden by the style sheet, not by gradio, which keeps from the browser what it hides itself."""
     with gr.Row(elem_id="lt_wires"):
-        order = gr.Textbox(elem_id="lt_order", show_label=False)
-        answer = gr.Textbox(elem_id="lt_answer", show_label=False)
-        buttons = {name: gr.Button(name, elem_id=f"lt_do_{name}") for name in ("plan", "bring", "save", "open")}
-    for hidden in (order, answer, *buttons.values()):
-        hidden.do_not_save_to_config = True
+        order = unsaved(gr.Textbox(elem_id="lt_order", show_label=False))
+        answer = unsaved(gr.Textbox(elem_id="lt_answer", show_label=False))
+        names = ("plan", "bring", "save", "open")
+        buttons = {name: unsaved(gr.Button(name, elem_id=f"lt_do_{name}")) for name in names}
     listen(answer.change, inputs=[answer], js=_ANSWERED)
     return _Wires(order, answer, buttons)
 
 
 def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> None:
-    start.do_not_save_to_config = True
     for changing in form.row:
         listen(changing.change, js=_CHANGED)
 
