@@ -46,6 +46,7 @@ class WebUI:
         self.url = f"http://127.0.0.1:{self.port}"
         self.headers: dict[str, str] = {}
         self._log = (data / "webui.log").open("ab")
+        self._start = len(self.log)  # of this server's lines
         self._process = subprocess.Popen(
             [str(python), "launch.py", "--data-dir", str(data), "--port", str(self.port), *FLAGS, *flags],
             cwd=folder, env=surroundings(), stdout=self._log, stderr=subprocess.STDOUT,
@@ -159,8 +160,12 @@ class WebUI:
             time.sleep(0.3)
 
     def _wait_until_up(self) -> None:
-        self.wait_for("/internal/ping")
         deadline = time.monotonic() + PATIENCE
+        # Not by asking it: a request that comes while it is set up makes it fail ("Cannot add middleware after ...").
+        while "Startup time:" not in self.log[self._start :]:
+            assert self._process.poll() is None, f"the WebUI ended:\n{self.log[-3000:]}"
+            assert time.monotonic() < deadline, f"the WebUI did not start in {PATIENCE} s:\n{self.log[-3000:]}"
+            time.sleep(0.2)
         while self.wait_for("/host_tests/ready").get("returned") is not True:  # the model is loaded in the background
             assert time.monotonic() < deadline, f"no model was loaded in {PATIENCE} s:\n{self.log[-3000:]}"
             time.sleep(0.2)

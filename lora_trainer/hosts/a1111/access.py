@@ -53,7 +53,7 @@ def _is_logged_in(request: Request) -> bool:
     """By the page's cookie, which gradio gives after a login with --gradio-auth."""
     from modules import shared
 
-    app = getattr(getattr(shared, "demo", None), "app", None)
+    app = getattr(getattr(shared, "demo", None), "server_app", None)  # `app` is another one, that is not served
     if app is None or getattr(app, "auth", None) is None:
         return False
     token = next((request.cookies[name] for name in _COOKIES if request.cookies.get(name)), None)
