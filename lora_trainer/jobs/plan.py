@@ -198,7 +198,7 @@ def _files(config: RunConfig, host: Host, resume: bool) -> tuple[RunFiles, Choic
     files = wanted if resume else untouched(config.output.directory, _name(config), host.paths())
     reason = ""
     if files != wanted:
-        reason = f"{wanted.name} is there already and is left alone; --resume goes on from it"
+        reason = f"{wanted.name} is there already and is left alone; resume (train --resume) goes on from it"
     return files, Choice("result", str(files.lora), reason)
 
 

@@ -54,9 +54,9 @@ class Writer:
 
     def _ended_early(self, outcome: Outcome) -> Iterator[Event]:
         step, steps = outcome.state.step, self.plan.steps
-        kind, why, how = "stopped", "Stopped", "the same command with --resume goes on from there"
+        kind, why, how = "stopped", "Stopped", "resume (train --resume) goes on from there"
         if outcome.kind == "out of memory":
-            kind, why, how = "failed", f"Out of memory on {self.plan.device}", f"{self._advice()}, then --resume"
+            kind, why, how = "failed", f"Out of memory on {self.plan.device}", f"{self._advice()}, then resume (train --resume)"
         if step == 0:
             yield Finished(kind, 0, None, f"{why} before the first step was done; nothing was trained yet; {how}.")
             return

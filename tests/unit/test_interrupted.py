@@ -26,7 +26,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_resume_does(tmp_path):
             break
     said += running.stderr.read()
     assert running.wait(timeout=120) == 130, said
-    assert "--resume goes on from there" in said
+    assert "(train --resume) goes on from there" in said
     states = list((tmp_path / "out/lora").glob("lora-*.state"))
     assert len(states) == 1
     assert 0 < int(states[0].stem[-6:]) < 60
