@@ -303,6 +303,13 @@ def turns(count: int) -> dict[str, Any]:
     return {"waited": waited, "contended": contended}
 
 
+def on_device() -> str | None:
+    """The kind of what --medvram has on the device just now."""
+    from modules import lowvram
+
+    return None if lowvram.module_in_gpu is None else type(lowvram.module_in_gpu).__name__
+
+
 _WHOLE: dict[str, Any] = {}
 
 

@@ -38,7 +38,8 @@ class Refused(Exception):
 class WebUI:
     """One server; `data` holds its models, settings, extensions and outputs."""
 
-    def __init__(self, folder: Path, python: Path, data: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, python: Path, data: Path, *flags: str, loads: bool = True) -> None:
+        """Start it, and wait until it answers and (`loads`) has its model."""
         self.folder, self.python, self.data = folder, python, data
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -52,7 +53,7 @@ class WebUI:
             cwd=folder, env=surroundings(), stdout=self._log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            self._wait_until_up()
+            self._wait_until_up(loads)
         except BaseException:
             self.stop()
             raise
@@ -159,14 +160,16 @@ class WebUI:
             assert time.monotonic() < deadline, f"the WebUI did not answer in {PATIENCE} s:\n{self.log[-3000:]}"
             time.sleep(0.3)
 
-    def _wait_until_up(self) -> None:
+    def _wait_until_up(self, loads: bool) -> None:
         deadline = time.monotonic() + PATIENCE
         # Not by asking it: a request that comes while it is set up makes it fail ("Cannot add middleware after ...").
         while "Startup time:" not in self.log[self._start :]:
             assert self._process.poll() is None, f"the WebUI ended:\n{self.log[-3000:]}"
             assert time.monotonic() < deadline, f"the WebUI did not start in {PATIENCE} s:\n{self.log[-3000:]}"
             time.sleep(0.2)
-        while self.wait_for("/host_tests/ready").get("returned") is not True:  # the model is loaded in the background
+        while (
+            self.wait_for("/host_tests/ready").get("returned") is not True and loads
+        ):  # the model is loaded in the background
             assert time.monotonic() < deadline, f"no model was loaded in {PATIENCE} s:\n{self.log[-3000:]}"
             time.sleep(0.2)
 
