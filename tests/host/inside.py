@@ -14,8 +14,6 @@ from lora_trainer.contracts import LentModel, ModelAway, PlainError, SampleOrder
 from lora_trainer.hosts import beside
 from lora_trainer.hosts.a1111 import A1111
 
-beside.ready()
-
 
 def ready() -> bool:
     """Whether the server answers and has its model."""
@@ -92,6 +90,7 @@ def adopted() -> dict[str, Any]:
 
     from lora_trainer.families.registry import family_named
 
+    beside.ready()
     host = A1111()
     loan = host.lend()
     family = family_named(loan.facts.family)
@@ -119,6 +118,7 @@ def predicted() -> str:
     from lora_trainer.contracts import TextStates
     from lora_trainer.families.registry import family_named
 
+    beside.ready()
     host = A1111()
     loan = host.lend()
     family = family_named(loan.facts.family)
