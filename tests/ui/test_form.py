@@ -170,6 +170,7 @@ def test_strength_is_a_multiple_of_the_usual_length() -> None:
 
 def test_a_prompt_is_proposed_only_where_none_is(form: Form) -> None:
     assert form.prompt("ohwx", "", "object")["value"] == "ohwx on a wooden table"
+    assert form.prompt("ohwx", "ohwx on a wooden table", "style")["value"] == "a house by the sea, ohwx"
     assert "value" not in form.prompt("ohwx", "mine", "object")
     assert "value" not in form.prompt(" ", "", "object")
 

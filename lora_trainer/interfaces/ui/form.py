@@ -57,10 +57,12 @@ class Form(NamedTuple):
 
     @staticmethod
     def prompt(trigger: str, prompts: str, name: str | None) -> Any:
-        """An update that proposes a sample prompt for a trigger word, where none is given yet."""
-        if not trigger.strip() or prompts.strip() or name is None:
+        """An update that proposes a sample prompt for a trigger word; what was written by hand stays."""
+        word = trigger.strip()
+        proposals = {one.name: one.prompt.format(trigger=word) for one in SUBJECTS}
+        if not word or name is None or prompts.strip() not in ("", *proposals.values()):
             return update()
-        return update(value=subject(name).prompt.format(trigger=trigger.strip()))
+        return update(value=proposals[name])
 
     @property
     def preset_components(self) -> list[Any]:

@@ -95,7 +95,8 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
     listen(wires.buttons["save"].click, save, form.row, [wires.answer])
     listen(form.subject.input, form.preset, [form.subject], form.preset_components)
     trigger, prompts = form.by_path["data.trigger"], form.by_path["samples.prompts"]
-    listen(trigger.blur, form.prompt, [trigger, prompts, form.subject], [prompts])
+    for telling in (trigger.blur, form.subject.input):
+        listen(telling, form.prompt, [trigger, prompts, form.subject], [prompts])
     # A strength that is chosen by hand takes the place of a length that is given.
     lengths = [form.by_path["train.steps"], form.by_path["train.epochs"]]
     listen(form.strength.input, lambda: [update(value=""), update(value="")], (), lengths)
