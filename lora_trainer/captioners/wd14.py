@@ -85,9 +85,10 @@ class Wd14:
         wanted = ["CUDAExecutionProvider"] if self._device.type == "cuda" else []
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         path = self._folder / ONNX
+        faults = onnxruntime.capi.onnxruntime_pybind11_state  # its errors have no class in common
         try:
             session = onnxruntime.InferenceSession(str(path), providers=[*providers, "CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as error:  # onnxruntime's own errors are RuntimeErrors
+        except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented) as error:
             told = " ".join(str(error).split())[:200]
             raise PlainError(f"{path} cannot be loaded ({told}); download or copy it again.") from error
         first = session.get_inputs()[0]

@@ -65,4 +65,5 @@ def _spelled(tag: str, config: CaptionConfig) -> str:
 def _without(sentence: str, unwanted: Iterable[str]) -> str:
     for word in sorted(unwanted, key=len, reverse=True):
         sentence = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", sentence, flags=re.IGNORECASE)
-    return re.sub(r"\s+([,.])", r"\1", " ".join(sentence.split())).strip(" ,")
+    sentence = re.sub(r"\s+([,.])", r"\1", " ".join(sentence.split()))
+    return re.sub(r",{2,}", ",", sentence).strip(" ,")

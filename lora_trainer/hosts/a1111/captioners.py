@@ -97,7 +97,9 @@ class DeepBooru:
 
     def _wanted(self) -> dict[str, Any]:
         """Settings under which it gives tags as they are; spelling them is the same for all captioners."""
-        wanted: dict[str, Any] = {"deepbooru_use_spaces": False, "deepbooru_escape": False, "deepbooru_sort_alpha": False}
+        wanted: dict[str, Any] = dict.fromkeys(
+            ("deepbooru_use_spaces", "deepbooru_escape", "deepbooru_sort_alpha"), False
+        )
         if self._threshold is not None:
             wanted["interrogate_deepbooru_score_threshold"] = self._threshold
         return wanted
