@@ -38,6 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_hosted(models / "sd1b.safetensors", "sd1", seed=2)
     write_hosted(models / "sd2v.safetensors", "sd2", seed=3, v_pred=True)
     write_hosted(models / "sdxl.safetensors", "sdxl", seed=4)
+    write_hosted(models / "sdxlv.safetensors", "sdxl", seed=5, v_pred=True)
     write_pictures(folder / "pictures")
     return folder
 

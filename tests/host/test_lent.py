@@ -27,6 +27,16 @@ def test_the_tensors_are_those_of_the_file(webui: WebUI, checkpoint: str, family
     assert found["facts"]["prediction"] == found["facts of the file"]["prediction"] == prediction
 
 
+def test_v_prediction_and_zero_terminal_snr_are_read(webui: WebUI) -> None:
+    """From two empty tensors in the file, which the WebUI does not load into its model."""
+    webui.options(sd_model_checkpoint="sdxlv.safetensors")
+    found = webui.inside("lent")
+    assert found["missing"] == ["v_pred", "ztsnr"]
+    assert found["facts"]["prediction"] == "v_prediction"
+    assert found["facts"]["zero_terminal_snr"] is True
+    assert found["facts"] == found["facts of the file"]
+
+
 @pytest.mark.parametrize("checkpoint", ["sd1", "sd2v", "sdxl"])
 def test_adopting_copies_nothing(webui: WebUI, checkpoint: str) -> None:
     webui.options(sd_model_checkpoint=f"{checkpoint}.safetensors")
