@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Protocol, TextIO, cast
@@ -131,13 +132,23 @@ class _Lines:
         self._stream = stream
         self._seconds: deque[float] = deque(maxlen=SMOOTHED)
         self._begun = 0  # step at which this process came in
+        self._preparing = Prepared("", 0, 0)  # the first event of what is being prepared
+        self._since = 0.0  # seconds, when that came
+        self._told = 0  # how much of it was done when it was told of last
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
     def prepared(self, event: Prepared) -> None:
-        if event.done == event.total or event.done % max(1, event.total // 10) == 0:
-            self.say(f"Preparing {event.what}: {event.done} of {event.total}")
+        if event.what != self._preparing.what or event.done < self._told:
+            self._preparing, self._since, self._told = event, time.monotonic(), 0
+        if event.done != event.total and event.done - self._told < max(1, event.total // 10):
+            return
+        self._told = event.done
+        done, seconds = event.done - self._preparing.done, time.monotonic() - self._since
+        pace = done / seconds if seconds > 0 else 0.0
+        left = f", {pace:.2f} it/s, {tqdm.format_interval((event.total - event.done) / pace)} left" if pace else ""
+        self.say(f"Preparing {event.what}: {event.done} of {event.total}{left}")
 
     def started(self, event: Started) -> None:
         self._begun = event.step
