@@ -53,8 +53,10 @@ TABLE = {
     f"{PACKAGE}/jobs": May(
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}
     ),
-    # starlette: who may use our routes; PIL: two of the host's pictures compared
-    f"{PACKAGE}/hosts": May({"config", "weights", "families"}, {"torch", "accelerate", "PIL", "starlette", *HOST}),
+    # starlette: who may use our routes; PIL: two of the host's pictures compared; huggingface_hub: what its cache holds
+    f"{PACKAGE}/hosts": May(
+        {"config", "weights", "families"}, {"torch", "accelerate", "PIL", "starlette", "huggingface_hub", *HOST}
+    ),
     # fastapi and those beside it: for the types of the WebUI's application, and for the server of our own
     f"{PACKAGE}/interfaces": May({"config", "jobs", "hosts", "demo"}, {"tqdm", "fastapi", "starlette", "uvicorn"}),
     f"{PACKAGE}/interfaces/ui": May({"config", "jobs", "hosts", "interfaces"}, {"gradio", "fastapi"}),
