@@ -46,10 +46,10 @@ def test_each_prompt_has_the_next_seed(sd1: WebUI) -> None:
 def test_drawing_leaves_no_trace(sd1: WebUI, tmp_path: Path) -> None:
     path = write_prompt_lora(tmp_path / "gone.safetensors", seed=22)
     picture = digest(sd1.draw())
-    before = sd1.inside("weights"), sd1.get("/sdapi/v1/loras")
+    before = sd1.traces(), sd1.get("/sdapi/v1/loras")
     settings = sd1.inside("settings")
     sd1.inside("drawn", prompts=["a red boat"], lora=str(path))
-    assert (sd1.inside("weights"), sd1.get("/sdapi/v1/loras")) == before
+    assert (sd1.traces(), sd1.get("/sdapi/v1/loras")) == before
     assert sd1.inside("settings") == settings
     assert digest(sd1.draw()) == picture
     assert not list((sd1.data / "outputs").rglob("*.png")) if (sd1.data / "outputs").exists() else True

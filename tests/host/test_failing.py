@@ -18,9 +18,9 @@ pytestmark = pytest.mark.host
 @pytest.fixture
 def as_before(sd1: WebUI) -> Iterator[WebUI]:
     """The host, which after the test must be as it was before."""
-    picture, before = sd1.draw().tobytes(), sd1.inside("weights")
+    picture, before = sd1.draw().tobytes(), sd1.traces()
     yield sd1
-    assert sd1.inside("weights") == before
+    assert sd1.traces() == before
     assert sd1.draw().tobytes() == picture
 
 

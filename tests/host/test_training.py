@@ -33,9 +33,9 @@ def undisturbed(webui: WebUI) -> dict[str, bytes]:
 
 
 def test_the_host_is_as_before(sd1: WebUI) -> None:
-    picture, before = sd1.draw().tobytes(), sd1.inside("weights")
+    picture, before = sd1.draw().tobytes(), sd1.traces()
     sd1.wait(sd1.train(output__name="guest"))
-    assert sd1.inside("weights") == before
+    assert sd1.traces() == before
     assert sd1.draw().tobytes() == picture
     assert sd1.get("/sdapi/v1/progress")["state"]["job"] == ""
 
@@ -116,7 +116,7 @@ def test_a_pause_leaves_the_device_to_others(sd1: WebUI, undisturbed: dict[str, 
 
 
 def test_the_hosts_interrupt_stops_and_saves(sd1: WebUI) -> None:
-    before = sd1.inside("weights")
+    before = sd1.traces()
     job = sd1.train(output__name="interrupted", train__steps=500)
     sd1.wait(job, step=2)
     shown = sd1.get("/sdapi/v1/progress")
@@ -125,7 +125,7 @@ def test_the_hosts_interrupt_stops_and_saves(sd1: WebUI) -> None:
     sd1.post("/sdapi/v1/interrupt")
     stopped = sd1.wait(job, "stopped")
     assert stopped["files"]
-    assert sd1.inside("weights") == before
+    assert sd1.traces() == before
 
 
 def test_reload_ui_does_not_stop_a_run(sd1: WebUI, undisturbed: dict[str, bytes]) -> None:

@@ -102,6 +102,12 @@ class WebUI:
             raise AssertionError(answer["trace"])
         return answer["returned"]
 
+    def traces(self) -> dict[str, Any]:
+        """The weights, and what a guest could leave behind; without the copies of weights that a prompt LoRA of the
+        WebUI's own may have left, and a training frees."""
+        found = self.inside("weights")
+        return {name: value for name, value in found.items() if name != "copies"}
+
     def train(self, **settings: Any) -> str:
         """Submit a small training on the loaded checkpoint; settings are dotted names with "__" for the dot. The id."""
         return self.post("/lora_trainer/v1/jobs", small_training(self.data, settings))["id"]
