@@ -309,11 +309,16 @@
         } catch (error) {
             if (error.name !== "SecurityError" && !(error instanceof SyntaxError)) throw error;
         }
-        if (kept && kept.raw) lt.bring({ from: "form", raw: kept.raw, strength: kept.strength });
+        if (kept && kept.raw && !touched) lt.bring({ from: "form", raw: kept.raw, strength: kept.strength });
         else lt.changed();
     }
 
     // --- begin -------------------------------------------------------------------------------------------------------
+
+    let touched = false; // by a hand that was quicker than the memory, and then wins over it
+    document.addEventListener("input", (event) => {
+        if (event.isTrusted && event.target.closest("#lt_form")) touched = true;
+    }, true);
 
     // gradio draws late and may draw again: look until the place is there, and look after it now and then.
     let begun = false;

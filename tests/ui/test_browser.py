@@ -81,6 +81,7 @@ def test_from_an_empty_form_to_a_lora_and_through_a_reload(server: Any, tab: Any
     tab.click("text=Paste settings")
     tab.fill("dialog textarea", SETTINGS)
     tab.click("dialog >> text=Use")
+    tab.wait_for_selector("text=The settings are in the form.")
     tab.fill(field("data_folder"), str(tmp_path / "nowhere"))
     tab.wait_for_selector("#lt_plan .lt-fault")
     assert "nowhere does not exist" in tab.inner_text("#lt_plan")
