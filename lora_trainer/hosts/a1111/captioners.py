@@ -82,18 +82,26 @@ class DeepBooru:
 
         tagger = deepbooru.model
         with self._turn, _settings(self._wanted()):
-            if tagger.model is None and not self._download:
-                _check("torch_deepdanbooru", ".pt", "model-resnet_custom_v3.pt", "0.6 GB", "Interrogate DeepBooru")
+            self._bring(tagger)
             try:
-                with _plainly("its DeepBooru"):
-                    tagger.start()
                 return [tagger.tag_multi(image, force_disable_ranks=True) for image in images]
             finally:
-                if tagger.model is not None:
-                    tagger.stop()
+                tagger.stop()
 
     def close(self) -> None:
         """The WebUI keeps its model in memory, or on the device, as its settings say."""
+
+    def _bring(self, tagger: Any) -> None:
+        was_there = tagger.model is not None
+        if not was_there and not self._download:
+            _check("torch_deepdanbooru", ".pt", "model-resnet_custom_v3.pt", "0.6 GB", "Interrogate DeepBooru")
+        try:
+            with _plainly("its DeepBooru"):
+                tagger.start()
+        except PlainError:
+            if not was_there:
+                tagger.model = None  # it is there before its weights are, and would be taken for whole next time
+            raise
 
     def _wanted(self) -> dict[str, Any]:
         """Settings under which it gives tags as they are; spelling them is the same for all captioners."""
@@ -125,7 +133,9 @@ def _settings(wanted: Mapping[str, Any]) -> Iterator[None]:
 def _plainly(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ImportError) as error:  # no network; a repository that was never cloned
+    except (OSError, ImportError, TypeError, AttributeError) as error:
+        # No network; a repository that was never cloned; a file that the WebUI found unsafe or damaged, for which it
+        # tells its console why and gives out None.
         told = " ".join(str(error).split())[:200]
         raise PlainError(f"The WebUI could not load {what} ({told}); see its console.") from error
 
