@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.cli import main
 from lora_trainer.jobs.captioning import Controls, caption_folder, plan_captions
 from tests.builders.captioners import COLOURS, picture, write_blip, write_wd14
+from tests.builders.hub import served
 
 ROOT = Path(__file__).resolve().parents[2]
 SAID = {"red": "red theme, ^_^", "green": "miku (cosplay), ^_^", "blue": "blue theme, ^_^"}
@@ -298,3 +300,38 @@ def test_help_and_schema_and_page_come_from_the_options(capsys: pytest.CaptureFi
         assert name == "version" or f"--{name} " in page
         assert name == "version" or entry["description"]
     assert captions_table() in (ROOT / "docs" / "captions.md").read_text(encoding="utf-8")
+
+
+def test_a_model_is_fetched_when_asked_for_and_a_broken_download_is_continued(tmp_path: Path, folder: Path) -> None:
+    repository = write_wd14(tmp_path / "published")
+    (repository / "README.md").write_text("not needed", encoding="utf-8")
+    (repository / "model.safetensors").write_bytes(b"the same for another library")
+    model = repository / "model.onnx"
+    model.write_bytes(model.read_bytes() + _padding(12 << 20))  # longer than the pieces in which it is fetched, 10 MiB
+    command = [sys.executable, "-m", "lora_trainer", "caption", "--input", str(folder), "--model", "wd14",
+               "--models", str(tmp_path / "none"), "--device", "cpu", "--download", "true"]  # fmt: skip
+    with served(repository, "SmilingWolf/wd-swinv2-tagger-v3") as hub:
+        surroundings = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hub"),
+                        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}  # fmt: skip
+        hub.breaks_at["model.onnx"] = 11 << 20
+        calls = []
+        for _ in range(2):
+            calls.append(subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True,
+                                        encoding="utf-8", check=False))  # fmt: skip
+            if calls[-1].returncode == 0:
+                break
+    assert calls[-1].returncode == 0, calls[-1].stderr
+    assert rows(folder / "metadata.csv")["red.png"] == SAID["red"]
+    ranges = [asked for method, path, asked in hub.asked if method == "GET" and path.endswith("/model.onnx")]
+    assert any(asked.startswith("bytes=") and asked != "bytes=0-" for asked in ranges), "goes on where it broke"
+    fetched = {path.rpartition("/")[2] for method, path, _ in hub.asked if "/resolve/" in path}
+    assert fetched == {"model.onnx", "selected_tags.csv"}
+
+
+def _padding(size: int) -> bytes:
+    """Protobuf that every reader passes over: ModelProto.doc_string (field 6) of that many letters."""
+    count, length = size, []
+    while count > 0x7F:
+        length.append(count & 0x7F | 0x80)
+        count >>= 7
+    return bytes([6 << 3 | 2, *length, count]) + b"x" * size
