@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_trainer.captioners.models import KNOWN, ONNX, WEIGHTS, Kind, Known, kind_of, needed, weights_in
 from lora_trainer.contracts import PlainError
@@ -102,13 +102,16 @@ def _downloaded(repository: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import HfHubHTTPError
 
+    # Its own error is a kind of its HTTP client's, which is another library in each of its generations, and whose
+    # errors come through bare as well: that base of it catches both.
+    bases: Any = HfHubHTTPError.__bases__
     try:
         files = needed(HfApi().list_repo_files(repository))
         if not files:
             raise PlainError(f"{repository} holds no weights of a kind that is known here.")
         return Path(snapshot_download(repository, allow_patterns=files))
-    except (OSError, ValueError, HfHubHTTPError) as error:  # no network, offline mode, no such repository, disk full
-        told = " ".join(str(error).split())[:300] or type(error).__name__
+    except (OSError, ValueError, *bases) as error:  # no network, offline mode, no such repository, disk full
+        told = " ".join(str(error).split())[:200] or type(error).__name__
         raise PlainError(
             f"{repository} could not be fetched from the Hugging Face hub ({told}); try again later, when what has "
             "come already is kept, or put the files there by hand."

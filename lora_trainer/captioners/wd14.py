@@ -85,7 +85,8 @@ class Wd14:
         wanted = ["CUDAExecutionProvider"] if self._device.type == "cuda" else []
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         path = self._folder / ONNX
-        faults = onnxruntime.capi.onnxruntime_pybind11_state  # its errors have no class in common
+        library: Any = onnxruntime
+        faults = library.capi.onnxruntime_pybind11_state  # its errors have no class in common
         try:
             session = onnxruntime.InferenceSession(str(path), providers=[*providers, "CPUExecutionProvider"])
         except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented) as error:

@@ -316,6 +316,23 @@ def test_a_download_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         places.place_of("blip-base", tmp_path, download=True)
 
 
+def test_a_network_that_is_not_there_is_one_sentence_whatever_client_the_hub_is_asked_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import HfHubHTTPError
+
+    client = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]  # requests, httpx, ...
+    refused = getattr(client, "ConnectError", None) or client.exceptions.ConnectionError
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise refused("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
+    with pytest.raises(PlainError, match="no route to host"):
+        places.place_of("blip-base", tmp_path, download=True)
+
+
 def test_only_what_is_read_is_fetched() -> None:
     # The listing of Salesforce/blip-image-captioning-base, with the pickle and the TensorFlow weights.
     listing = ["README.md", "config.json", "preprocessor_config.json", "pytorch_model.bin", "tf_model.h5", "vocab.txt",
