@@ -145,6 +145,30 @@ def test_coca_describes_each_image(open_clip: types.ModuleType, tmp_path: Path) 
     assert captioner.caption(PICTURES[2:]) == expected[2:]
 
 
+def test_coca_does_not_end_before_its_shortest_text_and_ends_each_text_for_itself(open_clip: types.ModuleType) -> None:
+    from lora_trainer.captioners.coca import likeliest
+
+    class Model:
+        """Wants to end the first text at once, and the second after seven tokens."""
+
+        def _encode_image(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return seen, seen
+
+        def forward(self, image: torch.Tensor, text: torch.Tensor, **_: object) -> dict[str, torch.Tensor]:
+            logits = torch.zeros(2, text.shape[1], 49408)
+            logits[:, -1, 320] = 1.0
+            logits[0, -1, 49407] = 2.0
+            logits[1, -1, 49407] = 2.0 if text.shape[1] >= 7 else 0.0
+            return {"logits": logits}
+
+        __call__ = forward
+
+    start, word, end = 49406, 320, 49407
+    texts = likeliest(Model(), torch.zeros(2, 1), 30)
+    assert texts[0].tolist() == [start, word, word, word, word, end, end, end]
+    assert texts[1].tolist() == [start, word, word, word, word, word, word, end]
+
+
 @pytest.mark.parity
 def test_coca_says_what_open_clips_own_decoding_does(open_clip: types.ModuleType, tmp_path: Path) -> None:
     from lora_trainer.captioners.coca import likeliest
@@ -203,9 +227,9 @@ def test_thresholds_of_a_tagger_are_for_general_tags_and_for_characters(tmp_path
 
 
 def test_a_tagger_sees_the_whole_image_on_white(tmp_path: Path) -> None:
-    # A thin red strip in a white square: the mean is 1/8 red and 7/8 white, which fires neither colour.
+    # A thin red strip in a white square: the mean is 1/8 red and 7/8 white.
     captioner = Wd14("wd14", write_wd14(tmp_path), CPU, threshold=0.35, character_threshold=0.85)
-    assert captioner.caption([picture("red", (80, 10))]) == ["^_^"]
+    assert captioner.caption([picture("red", (80, 10))]) == ["white_background, ^_^"]
     assert captioner.caption([picture("red", (80, 76))]) == ["red_theme, ^_^"]
 
 
@@ -213,7 +237,7 @@ def test_tags_of_another_model_are_told(tmp_path: Path) -> None:
     write_wd14(tmp_path)
     table = tmp_path / "selected_tags.csv"
     table.write_text("\n".join(table.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
-    with pytest.raises(PlainError, match="gives 5 scores"):
+    with pytest.raises(PlainError, match="gives 6 scores"):
         Wd14("wd14", tmp_path, CPU, threshold=None, character_threshold=0.85).caption(PICTURES)
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(PlainError, match="cannot be loaded"):

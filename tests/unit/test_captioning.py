@@ -251,14 +251,24 @@ def test_the_command_of_the_articles_with_no_network(tmp_path: Path, folder: Pat
         "sys.exit(main())\n"
     )
     words = ["caption", "--input", str(folder), "--output", str(folder / "metadata.csv"), "--model", "blip-base"]
-    done = subprocess.run([sys.executable, "-c", blocked, *words], cwd=tmp_path, capture_output=True, text=True,
-                          encoding="utf-8", check=False)  # fmt: skip
+    # Allowed to fetch as far as the libraries are concerned: it is we who do not.
+    surroundings = {**os.environ, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+
+    def called(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", blocked, *words], cwd=tmp_path, env=surroundings,
+                              capture_output=True, text=True, encoding="utf-8", check=False)  # fmt: skip
+
+    done = called(*words)
     assert done.returncode == 0, done.stderr
     assert rows(folder / "metadata.csv") == {
         "red.png": "a red picture", "blue.JPG": "a blue picture", "sub/green.png": "a green picture"
     }  # fmt: skip
     assert "Preparing captions: 3 of 3, " in done.stderr
     assert "it/s" in done.stderr
+    lacking = called("caption", "--input", str(folder), "--model", "blip-large", "--existing", "overwrite")
+    assert lacking.returncode == 2
+    assert "1.9 GB" in lacking.stderr
+    assert "Traceback" not in lacking.stderr
     assert "Wrote 3 captions" in done.stderr
 
 
