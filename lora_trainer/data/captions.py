@@ -39,6 +39,8 @@ class Table:
     path: Path
     captions: dict[str, str]  # file name as written, with "/" between folders
     warnings: tuple[str, ...]
+    doubles: tuple[str, ...] = ()  # file names with more than one row
+    is_unicode: bool = True
 
 
 def read_text(path: Path) -> Text:
@@ -111,13 +113,13 @@ def read_csv(path: Path) -> Table:
             f"{path.name} is not a CSV table ({error} near line {reader.line_num}): put captions that contain commas "
             'or quotes in quotes, and double the quotes inside ("").'
         ) from error
-    warnings = [warning] if warning else []
+    warnings = list[str]()
     if unquoted:
         warnings.append(
             f"{path.name} has {_count(unquoted, 'row')} with more cells than columns; the rest of the row was taken "
             "into the last column: put captions that contain commas in quotes."
         )
-    return _table(path, pairs, warnings)
+    return _table(path, pairs, warning, warnings)
 
 
 def columns_of(path: Path, header: Sequence[str]) -> tuple[int, int]:
@@ -161,7 +163,7 @@ def read_jsonl(path: Path) -> Table:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             pairs.append(_jsonl_pair(path, number, line))
-    return _table(path, pairs, [warning] if warning else [])
+    return _table(path, pairs, warning, [])
 
 
 def _jsonl_pair(path: Path, number: int, line: str) -> tuple[str, str]:
@@ -178,7 +180,8 @@ def _jsonl_pair(path: Path, number: int, line: str) -> tuple[str, str]:
     return name, caption
 
 
-def _table(path: Path, pairs: Sequence[tuple[str, str]], warnings: list[str]) -> Table:
+def _table(path: Path, pairs: Sequence[tuple[str, str]], guessed: str | None, others: Sequence[str]) -> Table:
+    """`guessed` is the warning of the text's encoding, `others` further ones."""
     captions: dict[str, str] = {}
     doubles = set()
     for name, caption in pairs:
@@ -186,11 +189,12 @@ def _table(path: Path, pairs: Sequence[tuple[str, str]], warnings: list[str]) ->
         if key in captions:
             doubles.add(key)
         captions[key] = one_line(caption)
+    warnings = [*([guessed] if guessed else []), *others]
     if doubles:
         named = ", ".join(sorted(doubles)[:3])
         files = _count(len(doubles), "file")
         warnings.append(f"{path.name} names {files} more than once ({named}); the last row counts.")
-    return Table(path, captions, tuple(warnings))
+    return Table(path, captions, tuple(warnings), tuple(sorted(doubles)), is_unicode=guessed is None)
 
 
 def file_name(cell: str) -> str:

@@ -15,12 +15,11 @@ from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import Batch, Event, PlainError, Told
 from lora_trainer.data.buckets import Buckets
 from lora_trainer.data.captions import shape_caption, with_trigger
+from lora_trainer.data.hashes import CACHE_FOLDER
 from lora_trainer.data.latents import EncodeImages, LatentCache, Picture
 from lora_trainer.data.order import Order, Sample
 from lora_trainer.data.scan import Item, Scan
 from lora_trainer.data.texts import EncodeText, TextCache
-
-CACHE_FOLDER = Path(".cache") / "lora_trainer"  # inside the data set's folder; hidden, so that a scan passes it by
 
 
 class DataSet:

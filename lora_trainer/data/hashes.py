@@ -11,7 +11,9 @@ from pathlib import Path
 
 # A file changed twice within the clock tick of its file system keeps size and time (FAT counts in 2 seconds), so a
 # digest is remembered only when the file had been left alone that long.
-_SETTLED = 2.0  # seconds
+SETTLED = 2.0  # seconds
+
+CACHE_FOLDER = Path(".cache") / "lora_trainer"  # inside the data set's folder; hidden, so that a scan passes it by
 
 
 class FileDigests:
@@ -38,7 +40,7 @@ class FileDigests:
             digest = hashlib.sha256()
             while piece := file.read(1 << 20):
                 digest.update(piece)
-        if time.time() - stat.st_mtime > _SETTLED:
+        if time.time() - stat.st_mtime > SETTLED:
             self._known[place] = (stat.st_size, stat.st_mtime_ns, digest.hexdigest())
         return digest.hexdigest()
 

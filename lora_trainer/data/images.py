@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -74,6 +76,47 @@ def load_rgb(path: Path) -> Image.Image:
         raise PlainError(_sentence(path, error)) from error
 
 
+class Small(NamedTuple):
+    """An image made small to be judged, and what is lost on the way to it."""
+
+    image: Image.Image  # upright, 8-bit RGB
+    transparent: float  # share of its pixels that are not wholly opaque
+    turned: bool  # whether its EXIF orientation is another than upright
+
+
+def load_small(data: bytes, path: Path, side: int) -> Small:
+    """The image in a file's bytes, no side longer than `side` pixels; never enlarged.
+
+    Read to its end, so that one cut short is found, but JPEG is decoded at a fraction of its size. Raises PlainError
+    that names the file (`path`) as `load_rgb` does.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            _refuse_bomb(image)
+            turn = _orientation(image)
+            image.draft(None, (side, side))  # pyright: ignore[reportArgumentType]  # its stubs know no None in Pillow 9
+            image.load()
+            transparent = _transparent(image)
+            small = _to_rgb(image)
+            small.thumbnail((side, side), Image.Resampling.BICUBIC)
+            # the TIFF reader has turned the pixels itself
+            upright = small.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY and image.format != "TIFF" else small
+            return Small(upright, transparent, turn in _UPRIGHT_BY)
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def _transparent(image: Image.Image) -> float:
+    if not _has_alpha(image):
+        return 0.0
+    alpha = image.convert("RGBA").getchannel("A").histogram()
+    return 1 - alpha[255] / sum(alpha)
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
 def _formats() -> tuple[str, ...]:
     """Those formats that the installed Pillow can read: naming another one makes Image.open raise KeyError."""
     Image.init()
@@ -106,7 +149,7 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return _scaled_grey(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if _has_alpha(image):
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
     return image.convert("RGB")

@@ -13,9 +13,12 @@ from unicodedata import normalize
 
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.captions import Table, one_line, read_csv, read_jsonl, read_text
+from lora_trainer.data.excluded import EXCLUDED, read_excluded
 from lora_trainer.data.images import ENDINGS, image_size
 
 SIDECARS = (".txt", ".caption")  # in the order they are asked
+
+MASK = "-masklabel"  # behind the stem of an image's name: its mask, as OneTrainer names it
 
 _TABLES = ("metadata.csv", "metadata.jsonl")  # likewise
 _REPEATS = re.compile(r"([1-9][0-9]*)_")  # sd-scripts' folder names: "10_name" is shown ten times
@@ -59,34 +62,42 @@ class Scan:
     rows_without_image: tuple[str, ...]  # file names in metadata files that match no image
     sources: Mapping[str, int]  # images with a caption by where it came from
     warnings: tuple[str, ...]  # sentences for the user
+    excluded: tuple[str, ...] = ()  # names of images that the list of excluded ones leaves out
+    doubled_rows: tuple[str, ...] = ()  # file names with more than one row in a metadata file
+    not_unicode: tuple[Path, ...] = ()  # caption files whose encoding had to be guessed
 
 
 def scan(folder: Path, metadata: Path | None = None) -> Scan:
     """Find the images of a folder and its sub-folders, with their captions.
 
-    Captions come from `metadata` (or metadata.csv, then metadata.jsonl in the folder), then from .txt, then from
+    Masks (see MASK) and images that lora_trainer_excluded.txt names are passed by. Captions come from `metadata` (or metadata.csv, then metadata.jsonl in the folder), then from .txt, then from
     .caption files beside the images. Raises PlainError for a folder without a readable image and for metadata that
     cannot be read.
     """
     _check(folder, metadata)
     files = list(_files(folder))
-    images = [file for file in files if PurePosixPath(file).suffix.lower() in ENDINGS]
-    if not images:
+    there = _without_masks([file for file in files if PurePosixPath(file).suffix.lower() in ENDINGS])
+    if not there:
         raise PlainError(
             f"{folder} has no images in it or its sub-folders: put some there with one of the endings "
             f"{', '.join(ENDINGS)}."
         )
+    images, excluded = _without_excluded(folder, there)
     sizes, unreadable = _sizes(folder, images)
     if not sizes:
         raise PlainError(f"None of the {len(images)} images in {folder} can be read; the first: {unreadable[0].reason}")
-    captions = _Captions(folder, files, images, list(_tables(folder, metadata)))
+    tables = list(_tables(folder, metadata))
+    captions = _Captions(folder, files, there, tables)
     items = tuple(_item(folder, name, size, captions) for name, size in sizes.items())
     missing = tuple(item.name for item in items if not item.caption)
     orphans = captions.rows_without_image()
     return Scan(
         folder, items, unreadable, missing, orphans,
         sources=Counter(item.caption_source for item in items if item.caption),
-        warnings=tuple(_warnings(items, unreadable, missing, orphans, captions.warnings)),
+        warnings=tuple(_warnings(items, unreadable, missing, orphans, captions.warnings, excluded)),
+        excluded=excluded,
+        doubled_rows=tuple(name for table in tables for name in table.doubles),
+        not_unicode=tuple(captions.not_unicode),
     )  # fmt: skip
 
 
@@ -100,6 +111,29 @@ def _check(folder: Path, metadata: Path | None) -> None:
             f"The metadata file {metadata} does not exist: check its spelling, or leave metadata_path out to take "
             "captions from the folder."
         )
+
+
+def _without_masks(images: Sequence[str]) -> list[str]:
+    """Images that are no mask of another one."""
+    stems = {spelled(str(PurePosixPath(image).with_suffix(""))) for image in images}
+
+    def is_mask(image: str) -> bool:
+        stem = spelled(str(PurePosixPath(image).with_suffix("")))
+        return stem.endswith(MASK) and stem.removesuffix(MASK) in stems
+
+    return [image for image in images if not is_mask(image)]
+
+
+def _without_excluded(folder: Path, images: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The images that are left, and the excluded ones. Raises PlainError where none is left."""
+    unwanted = {spelled(name) for name in read_excluded(folder)}
+    left = [image for image in images if spelled(image) not in unwanted]
+    if not left:
+        raise PlainError(
+            f"All {len(images)} images in {folder} are excluded by {EXCLUDED} there: take lines out of that file, or "
+            "delete it."
+        )
+    return left, tuple(image for image in images if spelled(image) in unwanted)
 
 
 def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -178,6 +212,7 @@ class _Captions:
 
     def __init__(self, folder: Path, files: Sequence[str], images: Sequence[str], tables: Sequence[Table]) -> None:
         self.warnings = [warning for table in tables for warning in table.warnings]
+        self.not_unicode = [table.path for table in tables if not table.is_unicode]
         self._folder = absolute(folder)
         self._sidecars = {spelled(file): file for file in files if PurePosixPath(file).suffix.lower() in SIDECARS}
         self._images = {spelled(image) for image in images}
@@ -195,6 +230,7 @@ class _Captions:
                 text, warning = read_text(self._folder / sidecar)
                 if warning:
                     self.warnings.append(warning)
+                    self.not_unicode.append(self._folder / sidecar)
                 if one_line(text):
                     return one_line(text), ending
         return "", ""
@@ -239,11 +275,13 @@ def absolute(path: Path) -> Path:
 
 def _warnings(
     items: Sequence[Item], unreadable: Sequence[Unreadable], missing: Sequence[str], orphans: Sequence[str],
-    reading: Sequence[str],
+    reading: Sequence[str], excluded: Sequence[str],
 ) -> Iterator[str]:  # fmt: skip
     if unreadable:
         names = _some([one.path.name for one in unreadable])
         yield f"{len(unreadable)} of {len(items) + len(unreadable)} images cannot be read and are left out: {names}."
+    if excluded:
+        yield f"{len(excluded)} images are left out as {EXCLUDED} says: {_some(excluded)}."
     if missing:
         yield f"{len(missing)} of {len(items)} images have no caption and are trained on without one: {_some(missing)}."
     if orphans:
