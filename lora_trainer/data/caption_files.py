@@ -68,6 +68,14 @@ class Table:
         self._changed |= row[self._text] != one_line(caption)
         row[self._text] = one_line(caption)
 
+    def drop_doubles(self) -> None:
+        """Take out every row but the last of those for one file, which is the one that counts."""
+        named = {number: file_name(row[self._file]) for number, row in enumerate(self._rows) if len(row) > self._file}
+        last = {name: number for number, name in named.items()}
+        kept = [row for number, row in enumerate(self._rows) if number not in named or last[named[number]] == number]
+        self._changed |= len(kept) < len(self._rows)
+        self._rows = kept
+
     def save(self) -> None:
         """Write the table, if a caption changed; the version from before the first writing is kept as .bak."""
         if not self._changed:

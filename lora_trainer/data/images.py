@@ -106,6 +106,19 @@ def load_small(data: bytes, path: Path, side: int) -> Small:
         raise PlainError(_sentence(path, error)) from error
 
 
+def load_alpha(path: Path) -> Image.Image:
+    """How opaque each pixel of the image is, upright, 8-bit grey: 255 is wholly so. Raises PlainError as `load_rgb`."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            _refuse_bomb(image)
+            turn = 1 if image.format == "TIFF" else _orientation(image)
+            image.load()
+            alpha = image.convert("RGBA").getchannel("A") if _has_alpha(image) else Image.new("L", image.size, 255)
+            return alpha.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else alpha
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
 def _transparent(image: Image.Image) -> float:
     if not _has_alpha(image):
         return 0.0

@@ -21,6 +21,7 @@ _BLUR_TAPS = 9  # Crete et al. 2007, section 3: pixels over which the picture is
 _TILES = 4  # in each direction
 _LIKENESS_SIDE = 32  # Zauner 2010, section 3.2.1: the picture is reduced to 32 x 32
 _LIKENESS_TERMS = 8  # and the 8 x 8 lowest frequencies of it are kept
+_FLAT = 0.5 * _LIKENESS_SIDE**2  # a wave of half a grey step, of 255, through the whole picture
 _TONES_SIDE = 4
 # Most that the channels of a grey picture's pixel differ, of 255; the chroma that JPEG leaves in grey stays below.
 _GREY_CHROMA = 12
@@ -31,7 +32,7 @@ class Look(NamedTuple):
     """What was seen of one file; `fault` says why nothing was."""
 
     digest: str  # SHA-256 of its bytes
-    likeness: int  # 64-bit perceptual hash: pictures that look alike differ in few bits
+    likeness: int  # 64-bit perceptual hash: pictures that look alike differ in few bits; 0 where nothing is to be seen
     tones: str  # hex of 4 x 4 RGB colours, which the likeness knows nothing of
     blur: float  # 0 sharp .. 1 blurred
     transparent: float  # share of pixels that are not opaque
@@ -112,11 +113,14 @@ def likeness_of(image: Image.Image) -> int:
 
     Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), section 3.2.1 (DCT hash). The
     constant term is left out, so one bit is always 0. Bits stand so that each of the four 16-bit pieces holds high and
-    low frequencies: pieces of low ones alone would be the same in many pictures.
+    low frequencies: pieces of low ones alone would be the same in many pictures. 0 for a picture of one shade, of
+    which the hash would be noise.
     """
     reduced = image.convert("L").resize((_LIKENESS_SIDE, _LIKENESS_SIDE), Image.Resampling.BOX)
     rows = _cosines()
     terms = (rows @ np.asarray(reduced, dtype=np.float64) @ rows.T).reshape(-1)
+    if np.abs(terms[1:]).max() < _FLAT:
+        return 0
     above = terms > np.median(terms[1:])
     above[0] = False
     spread = above.reshape(16, 4).T.reshape(-1)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -40,14 +40,13 @@ class Looks:
         with suppress(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
             stored = json.loads(self._index.read_text("utf-8"))
             if stored["layout"] == _LAYOUT:
-                self._stored = {name: (int(row[0]), int(row[1]), Look(*row[2:])) for name, row in stored["looks"].items()}
+                rows = stored["looks"].items()
+                self._stored = {name: (int(row[0]), int(row[1]), Look(*row[2:])) for name, row in rows}
 
-    def of(self, item: Item) -> Look | None:
-        """The look that `take` took, or that `recall` found remembered."""
-        if item.name in self._fresh:
-            return self._fresh[item.name]
-        kept = self._seen.get(item.name)
-        return kept[2] if kept else None
+    def of(self, items: Iterable[Item]) -> dict[str, Look]:
+        """Looks by name, of those images that `take` looked at or that `recall` found remembered."""
+        seen = {name: look for name, (_, _, look) in self._seen.items()} | self._fresh
+        return {item.name: seen[item.name] for item in items if item.name in seen}
 
     def recall(self, items: Sequence[Item]) -> list[Item]:
         """Take what is remembered of files that are as they were; returns the others."""
