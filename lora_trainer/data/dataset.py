@@ -33,7 +33,7 @@ class DataSet:
         self._folder = scan.folder
         self._config = config
         self._seed = seed
-        self._buckets = Buckets(resolution, config.bucket_step, config.buckets, config.upscale)
+        self.buckets = Buckets(resolution, config.bucket_step, config.buckets, config.upscale)
         self._latents: LatentCache | None = None
         self._texts: TextCache | None = None
         self._last_index = -1
@@ -41,7 +41,7 @@ class DataSet:
 
     def _arrange(self, items: Sequence[Item]) -> None:
         self.items = tuple(items)
-        self._pictures = [Picture(item.path, self._buckets.fit(*item.size)) for item in items]
+        self._pictures = [Picture(item.path, self.buckets.fit(*item.size)) for item in items]
         shapes = sorted({picture.crop.size for picture in self._pictures})
         numbers = {shape: number for number, shape in enumerate(shapes)}
         self._order = Order(
@@ -168,13 +168,13 @@ class DataSet:
         self._arrange(left)
 
     def _warnings(self) -> Iterator[str]:
-        small = [item.name for item in self.items if self._buckets.enlarges(*item.size)]
+        small = [item.name for item in self.items if self.buckets.enlarges(*item.size)]
         if small:
             yield (
                 f"{len(small)} of {len(self.items)} images have a side below {self._config.bucket_step} px and are "
                 f"enlarged to it ({small[0]}{', ...' if len(small) > 1 else ''}): larger ones train better."
             )
-        side = self._buckets.resolution
+        side = self.buckets.resolution
         if not self._config.buckets and side % self._config.bucket_step:
             trained = side // self._config.bucket_step * self._config.bucket_step
             yield f"Squares of {side} px are trained at {trained} px, the next multiple of {self._config.bucket_step}."

@@ -71,8 +71,8 @@ def scan(folder: Path, metadata: Path | None = None) -> Scan:
     """Find the images of a folder and its sub-folders, with their captions.
 
     Masks (see MASK) and images that lora_trainer_excluded.txt names are passed by. Captions come from `metadata` (or
-    metadata.csv, then metadata.jsonl in the folder), then from .txt, then from .caption files beside the images. Raises PlainError for a folder without a readable image and for metadata that
-    cannot be read.
+    metadata.csv, then metadata.jsonl in the folder), then from .txt, then from .caption files beside the images. Raises
+    PlainError for a folder without a readable image and for metadata that cannot be read.
     """
     _check(folder, metadata)
     files = list(_files(folder))

@@ -1,4 +1,4 @@
-"""The command line: `python -m lora_trainer train | caption | export | merge | inspect | demo | ui`.
+"""The command line: `python -m lora_trainer train | caption | check | export | merge | inspect | demo | ui`.
 
 Other people's scripts depend on the words and the exit codes below, so they change slowest of all.
 """
@@ -22,6 +22,7 @@ from lora_trainer.config.load import load, load_yaml
 from lora_trainer.config.surfaces import add_flags, flags_of
 from lora_trainer.contracts import PlainError
 from lora_trainer.interfaces.caption_command import add_caption
+from lora_trainer.interfaces.check_command import add_check
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 STOPPED_BY_HAND = 130  # 128 + SIGINT, as shells count
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(verbs)
     add_caption(_verb(verbs, "caption", "describe the images of a folder in captions"), _stopped_by_hand)
+    add_check(_verb(verbs, "check", "find what spoils a folder of images and captions, and mend it on request"))
     _add_export(verbs)
     _add_merge(verbs)
     _add_inspect(verbs)

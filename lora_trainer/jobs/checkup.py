@@ -52,7 +52,7 @@ class Checkup:
     def _fix(self, kind: str) -> str:
         finding = self.report().of(kind)
         if finding is None:
-            return f"Nothing to do for {kind}: no image is {KINDS[kind].title}."
+            return f"{kind}: nothing to do, none was found."
         done = remedy(finding, self.scan, self._metadata, self._trigger)
         self.scan = scan(self.scan.folder, self._metadata)
         return f"{kind}: {done}"

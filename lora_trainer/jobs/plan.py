@@ -16,6 +16,7 @@ from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
+from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.files import RunFiles, check_writable, run_files, untouched
 
 CHECKPOINTS_IN_A_RUN = 10  # where save_steps is silent
@@ -139,7 +140,7 @@ def plan_run(
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every,
         sample_every=config.samples.every or save_every, choices=choices,
-        notes=(*found.warnings, *data.warnings, *_taken(file_choice)),
+        notes=(*found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger), *_taken(file_choice)),
     )  # fmt: skip
 
 
@@ -166,6 +167,11 @@ def _images(config: RunConfig) -> Scan:
         raise PlainError("No folder of images is named; give train_data_dir the folder with your pictures.")
     metadata = Path(config.data.metadata).expanduser() if config.data.metadata else None
     return scan(Path(config.data.folder).expanduser(), metadata)
+
+
+def _unwell(found: Scan, data: DataSet, trigger: str) -> list[str]:
+    told = summary(found, data.buckets, trigger)
+    return [told] if told else []
 
 
 def _images_found(found: Scan) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Generator, Mapping
@@ -27,9 +28,11 @@ from lora_trainer.jobs.limits import check_allowed, load_allowed
 from lora_trainer.jobs.records import Records
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
-    from lora_trainer.jobs.plan import Plan, Scan
+    from lora_trainer.jobs.checkup import Report
+    from lora_trainer.jobs.plan import Plan
 
 REMEMBERED = 50  # jobs that are over
+LOOKING = 20.0  # seconds that one check looks at pictures: shorter than the patience of browsers and proxies
 _LONGEST_WORD = 300  # characters of an unforeseen error that are told; the log has all of it
 _log = logging.getLogger(__name__)
 
@@ -57,14 +60,26 @@ class Registry:
 
         return plan_run(load_allowed(raw, self._host), self._host)
 
-    def check(self, folder: str, metadata: str | None = None) -> Scan:
-        """What is in a folder of images. Raises PlainError."""
-        from lora_trainer.data.scan import scan
+    def check(
+        self, folder: str, metadata: str | None = None, *, trigger: str = "", resolution: int | None = None
+    ) -> Report:
+        """What is in a folder of images, and what is wrong with them.
+
+        Pictures are looked at for LOOKING seconds at most, and the next call goes on from there. Raises PlainError.
+        """
+        from lora_trainer.jobs.checkup import RESOLUTION, Checkup
 
         for name, path in (("folder", folder), ("metadata", metadata)):
             if path:
                 check_allowed(path, self._host.paths(), name)
-        return scan(Path(folder).expanduser(), Path(metadata).expanduser() if metadata else None)
+        table = Path(metadata).expanduser() if metadata else None
+        checkup = Checkup(Path(folder).expanduser(), table, trigger=trigger, resolution=resolution or RESOLUTION)
+        until = time.monotonic() + LOOKING
+        with closing(checkup.look()) as looking:
+            for _ in looking:
+                if time.monotonic() > until:
+                    break
+        return checkup.report()
 
     def seconds(self, plan: Plan) -> float | None:
         """Seconds that the run will take, judged by the last one of its kind; None where there was none."""

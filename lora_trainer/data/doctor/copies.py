@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from lora_trainer.data.doctor.findings import Finding, Severity, count
 from lora_trainer.data.doctor.look import Look
 from lora_trainer.data.doctor.neighbours import Neighbours
+from lora_trainer.data.doctor.pictures import BLURRED
 from lora_trainer.data.scan import Item
 
 # Mean difference of the 4 x 4 colours, of 255: a brighter, cut or recompressed picture stays below, while the same
 # drawing in other colours, whose likeness is the same, does not.
 SAME_TONES = 10.0
+SAME_SHAPE = 1.15  # most that the aspect ratios differ: what is stretched is no copy, what is cut at the rim is one
 
 Groups = list[tuple[str, ...]]
 
@@ -61,14 +63,16 @@ def exact_copies(items: Sequence[Item], looks: Mapping[str, Look]) -> tuple[Grou
 
 
 def near_copies(items: Sequence[Item], looks: Mapping[str, Look]) -> Groups:
-    """Groups of names whose pictures look alike, the largest of each group first, so that it is the one to keep.
+    """Groups of names whose pictures look alike, the one to keep first: sharp, captioned, large, in this order.
 
     An image belongs to a group only by its likeness to the one that is kept: with chains of likenesses a series of
     pictures, each a little different from the last, would all become one. What is in a group is not asked about
     again, so that thousands of frames of one scene cost no more than as many different pictures.
     """
     by_code: dict[int, list[Item]] = defaultdict(list)
-    ordered = sorted(items, key=lambda item: -item.width * item.height)
+    ordered = sorted(
+        items, key=lambda item: (looks[item.name].blur >= BLURRED, not item.caption, -item.width * item.height)
+    )
     for item in ordered:
         if looks[item.name].likeness:
             by_code[looks[item.name].likeness].append(item)
@@ -80,11 +84,16 @@ def near_copies(items: Sequence[Item], looks: Mapping[str, Look]) -> Groups:
             continue
         codes = index.of(looks[item.name].likeness)
         near = [other for code in codes for other in by_code[code] if other is not item and other.name not in taken]
-        alike = sorted(other.name for other in near if same_tones(looks[item.name], looks[other.name]))
+        alike = sorted(other.name for other in near if _same_picture(item, other, looks))
         if alike:
             groups.append((item.name, *alike))
             taken.update(groups[-1])
     return groups
+
+
+def _same_picture(one: Item, other: Item, looks: Mapping[str, Look]) -> bool:
+    ratio = one.width / one.height / (other.width / other.height)
+    return 1 / SAME_SHAPE <= ratio <= SAME_SHAPE and same_tones(looks[one.name], looks[other.name])
 
 
 def same_tones(one: Look, other: Look) -> bool:

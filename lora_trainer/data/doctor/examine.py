@@ -58,13 +58,25 @@ class Report:
             for finding in self.findings
         ]
 
+    def whole(self) -> dict[str, Any]:
+        """The report as plain values, with nothing left out."""
+        return {
+            "folder": str(self.scan.folder),
+            "images": len(self.scan.items),
+            "captioned": len(self.scan.items) - len(self.scan.missing_captions),
+            "excluded": list(self.scan.excluded),
+            "looked_at": self.looked_at,
+            "trainable": self.trainable,
+            "findings": self.form(),
+        }
+
     def summary(self) -> str | None:
         """What a run should not begin without having said, in a sentence; None where the scan has said it all."""
         news = [finding for finding in self.findings if not KINDS[finding.kind].told]
         if not news:
             return None
-        told = ", ".join(f"{len(finding.acted_on or finding.images)} {KINDS[finding.kind].title}" for finding in news)
-        return f"Of the images, {told}; more about it: python -m lora_trainer check {str(self.scan.folder)!r}."
+        told = ", ".join(f"{KINDS[finding.kind].title}: {len(finding.acted_on or finding.images)}" for finding in news)
+        return f'Check of the images: {told}. More: python -m lora_trainer check "{self.scan.folder}".'
 
     def _lines(self) -> Iterator[str]:
         items = self.scan.items

@@ -46,7 +46,7 @@ REMEDIES: dict[Remedy, str] = {
     "trigger": "the trigger word is put in front of these captions",
     "rows": "of several rows for a file the last one is kept",
     "utf8": "saved as UTF-8, the text staying as it is read",
-    "mask": "the transparency is written beside each image as NAME-masklabel.png",
+    "mask": "the opacity is written beside each image as NAME-masklabel.png, for trainings that take masks",
 }
 
 

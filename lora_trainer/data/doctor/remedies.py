@@ -73,7 +73,8 @@ def _table(scan: Scan, source: str, metadata: Path | None) -> Table:
             f"{path} is not a CSV table, and only these are edited here: change it by hand, or write the captions into "
             "metadata.csv."
         )
-    return Table(path, scan.folder, [item.name for item in scan.items])
+    unreadable = [bad.path.relative_to(scan.folder).as_posix() for bad in scan.unreadable]
+    return Table(path, scan.folder, [*(item.name for item in scan.items), *unreadable, *scan.excluded])
 
 
 def _save_as_utf8(paths: Sequence[Path]) -> str:

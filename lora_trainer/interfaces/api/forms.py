@@ -15,7 +15,8 @@ from lora_trainer.jobs.events import Numbered, jsonable, plain
 from lora_trainer.jobs.job import Job
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
-    from lora_trainer.jobs.plan import Plan, Scan
+    from lora_trainer.jobs.checkup import Report
+    from lora_trainer.jobs.plan import Plan
 
 _NAMED = 100  # files of a kind that are named one by one
 
@@ -82,8 +83,9 @@ def plan_form(plan: Plan, seconds: float | None) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def scan_form(found: Scan) -> dict[str, Any]:
-    """What is in a folder, as `POST check` tells it; of long lists the first hundred."""
+def check_form(report: Report) -> dict[str, Any]:
+    """What is in a folder and wrong with it, as `POST check` tells it; of long lists the first hundred."""
+    found = report.scan
     return jsonable({
         "folder": found.folder,
         "images": len(found.items),
@@ -93,4 +95,7 @@ def scan_form(found: Scan) -> dict[str, Any]:
         "rows_without_image": found.rows_without_image[:_NAMED],
         "unreadable": [{"name": bad.path.name, "reason": bad.reason} for bad in found.unreadable[:_NAMED]],
         "warnings": found.warnings,
+        "excluded": found.excluded[:_NAMED],
+        "looked_at": report.looked_at,
+        "findings": report.form(_NAMED),
     })  # fmt: skip

@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 
 from lora_trainer.config.surfaces import json_schema
 from lora_trainer.contracts import Host, Sampled
-from lora_trainer.interfaces.api.forms import answer, event_form, job_form, plan_form, scan_form
+from lora_trainer.interfaces.api.forms import answer, check_form, event_form, job_form, plan_form
 from lora_trainer.interfaces.api.requests import (
     VERBS,
     Admit,
@@ -90,13 +90,23 @@ class _Desk:
     async def check(self, request: Request) -> Response:
         given = await mapping_of(request)
         folder, metadata = given.pop("folder", None), given.pop("metadata", None)
+        trigger, resolution = given.pop("trigger", ""), given.pop("resolution", None)
         if given:
-            raise Refused(422, *(f"{name} is not known here; give folder, and metadata if wanted." for name in given))
+            wanted = "give folder, and metadata, trigger and resolution if wanted"
+            raise Refused(422, *(f"{name} is not known here; {wanted}." for name in given))
         if not isinstance(folder, str) or not folder:
             raise Refused(422, f"folder is {folder!r}, but the path of a folder with images is wanted.")
         if metadata is not None and not isinstance(metadata, str):
             raise Refused(422, f"metadata is {metadata!r}, but the path of a file is wanted.")
-        return answer(await run_in_threadpool(lambda: scan_form(self._registry.check(folder, metadata))))
+        if not isinstance(trigger, str):
+            raise Refused(422, f"trigger is {trigger!r}, but a word is wanted.")
+        if resolution is not None and (type(resolution) is not int or not 64 <= resolution <= 4096):
+            raise Refused(422, f"resolution is {resolution!r}, but a whole number from 64 to 4096 is wanted.")
+
+        def form() -> dict[str, Any]:
+            return check_form(self._registry.check(folder, metadata, trigger=trigger, resolution=resolution))
+
+        return answer(await run_in_threadpool(form))
 
     async def submit(self, request: Request) -> Response:
         raw = await mapping_of(request)
