@@ -80,6 +80,7 @@ class Small(NamedTuple):
     """An image made small to be judged, and what is lost on the way to it."""
 
     image: Image.Image  # upright, 8-bit RGB
+    size: tuple[int, int]  # of the whole image, as `image_size` gives it
     transparent: float  # share of its pixels that are not wholly opaque
     turned: bool  # whether its EXIF orientation is another than upright
 
@@ -93,7 +94,7 @@ def load_small(data: bytes, path: Path, side: int) -> Small:
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _refuse_bomb(image)
-            turn = _orientation(image)
+            size, turn = _upright_size(image), _orientation(image)
             image.draft(None, (side, side))  # pyright: ignore[reportArgumentType]  # its stubs know no None in Pillow 9
             image.load()
             transparent = _transparent(image)
@@ -101,7 +102,7 @@ def load_small(data: bytes, path: Path, side: int) -> Small:
             small.thumbnail((side, side), Image.Resampling.BICUBIC)
             # the TIFF reader has turned the pixels itself
             upright = small.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY and image.format != "TIFF" else small
-            return Small(upright, transparent, turn in _UPRIGHT_BY)
+            return Small(upright, size, transparent, turn in _UPRIGHT_BY)
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -67,12 +67,15 @@ class Scan:
     not_unicode: tuple[Path, ...] = ()  # caption files whose encoding had to be guessed
 
 
-def scan(folder: Path, metadata: Path | None = None) -> Scan:
+def scan(
+    folder: Path, metadata: Path | None = None, size_of: Callable[[Path], tuple[int, int]] = image_size
+) -> Scan:
     """Find the images of a folder and its sub-folders, with their captions.
 
     Masks (see MASK) and images that lora_trainer_excluded.txt names are passed by. Captions come from `metadata` (or
     metadata.csv, then metadata.jsonl in the folder), then from .txt, then from .caption files beside the images. Raises
-    PlainError for a folder without a readable image and for metadata that cannot be read.
+    PlainError for a folder without a readable image and for metadata that cannot be read. `size_of` gives an image's
+    width and height, upright, or raises PlainError.
     """
     _check(folder, metadata)
     files = list(_files(folder))
@@ -83,7 +86,7 @@ def scan(folder: Path, metadata: Path | None = None) -> Scan:
             f"{', '.join(ENDINGS)}."
         )
     images, excluded = _without_excluded(folder, there)
-    sizes, unreadable = _sizes(folder, images)
+    sizes, unreadable = _sizes(folder, images, size_of)
     if not sizes:
         raise PlainError(f"None of the {len(images)} images in {folder} can be read; the first: {unreadable[0].reason}")
     tables = list(_tables(folder, metadata))
@@ -115,13 +118,12 @@ def _check(folder: Path, metadata: Path | None) -> None:
 
 def _without_masks(images: Sequence[str]) -> list[str]:
     """Images that are no mask of another one."""
-    stems = {spelled(str(PurePosixPath(image).with_suffix(""))) for image in images}
-
-    def is_mask(image: str) -> bool:
-        stem = spelled(str(PurePosixPath(image).with_suffix("")))
-        return stem.endswith(MASK) and stem.removesuffix(MASK) in stems
-
-    return [image for image in images if not is_mask(image)]
+    stems = {image: spelled(image.rpartition(".")[0]) for image in images}
+    all_stems = set(stems.values())
+    return [
+        image for image, stem in stems.items()
+        if not (stem.endswith(MASK) and stem.removesuffix(MASK) in all_stems)
+    ]  # fmt: skip
 
 
 def _without_excluded(folder: Path, images: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -173,11 +175,13 @@ def _visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def _sizes(folder: Path, names: Iterable[str]) -> tuple[dict[str, tuple[int, int]], tuple[Unreadable, ...]]:
+def _sizes(
+    folder: Path, names: Iterable[str], size_of: Callable[[Path], tuple[int, int]]
+) -> tuple[dict[str, tuple[int, int]], tuple[Unreadable, ...]]:
     sizes, unreadable = {}, []
     for name in names:
         try:
-            sizes[name] = image_size(folder / name)
+            sizes[name] = size_of(folder / name)
         except PlainError as error:
             unreadable.append(Unreadable(folder / name, str(error)))
     return sizes, tuple(unreadable)

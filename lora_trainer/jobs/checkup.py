@@ -30,8 +30,8 @@ class Checkup:
         self._metadata = metadata
         self._trigger = trigger
         self._wanted = Wanted(Buckets(resolution, min(STEP, resolution)), trigger, tokens=token_counter())
-        self.scan = scan(folder, metadata)
         self._looks = Looks(folder)
+        self.scan = scan(folder, metadata, self._looks.size_of)
         self._looks.recall(self.scan.items)
 
     def look(self) -> Iterator[Prepared]:
@@ -54,7 +54,7 @@ class Checkup:
         if finding is None:
             return f"{kind}: nothing to do, none was found."
         done = remedy(finding, self.scan, self._metadata, self._trigger)
-        self.scan = scan(self.scan.folder, self._metadata)
+        self.scan = scan(self.scan.folder, self._metadata, self._looks.size_of)
         return f"{kind}: {done}"
 
 

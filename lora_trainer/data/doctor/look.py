@@ -38,6 +38,8 @@ class Look(NamedTuple):
     transparent: float  # share of pixels that are not opaque
     turned: bool  # by its EXIF orientation
     grey: bool
+    width: int = 0  # pixels, upright
+    height: int = 0
     fault: str = ""  # a sentence
 
 
@@ -56,12 +58,12 @@ def look_at(path: Path) -> Look:
     values = np.asarray(small.image.convert("L"), dtype=np.float32)
     return Look(
         digest, likeness_of(small.image), _tones(small.image), blur_of(values), round(small.transparent, 4),
-        small.turned, _is_grey(small.image),
+        small.turned, _is_grey(small.image), *small.size,
     )  # fmt: skip
 
 
 def _blind(digest: str, fault: str) -> Look:
-    return Look(digest, 0, "", 0.0, 0.0, False, False, fault)
+    return Look(digest, 0, "", 0.0, 0.0, False, False, fault=fault)
 
 
 # --- sharpness -------------------------------------------------------------------------------------------------------

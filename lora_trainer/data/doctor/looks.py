@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lora_trainer.contracts import Prepared
 from lora_trainer.data.doctor.look import Look, look_at
 from lora_trainer.data.hashes import CACHE_FOLDER, SETTLED, write_whole
+from lora_trainer.data.images import image_size
 from lora_trainer.data.scan import Item
 
 INDEX = CACHE_FOLDER / "looks.json"
@@ -26,6 +28,9 @@ _LARGE = 24_000_000  # pixels; of such images only one is decoded at a time, for
 _SAVE_EVERY = 10.0  # seconds: what a crash can lose
 
 
+_TYPES = [str, int, str, float, float, bool, bool, int, int, str]  # of a Look's fields, as JSON gives them back
+
+
 class Looks:
     """What was seen of a folder's images; a file of the same size and time of change is not looked at again."""
 
@@ -34,19 +39,30 @@ class Looks:
         self._folder = folder
         self._index = index or folder / INDEX
         self._large = threading.Lock()
-        self._stored: dict[str, tuple[int, int, Look]] = {}  # name: bytes, nanoseconds, look; perhaps out of date
-        self._seen: dict[str, tuple[int, int, Look]] = {}  # of files that are as they were
+        self._seen: dict[str, tuple[int, int, Look]] = {}  # name: bytes, nanoseconds, look
+        self._stored_at: dict[str, tuple[int, int, Look]] = {}  # the same by path, as it was stored; perhaps outdated
         self._fresh: dict[str, Look] = {}  # of files that are too young to be remembered
         with suppress(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
             stored = json.loads(self._index.read_text("utf-8"))
             if stored["layout"] == _LAYOUT:
                 rows = stored["looks"].items()
-                self._stored = {name: (int(row[0]), int(row[1]), Look(*row[2:])) for name, row in rows}
+                # join: ten times as quick as the same with Path
+                self._stored_at = {os.path.join(folder, name): _stored(row) for name, row in rows}  # noqa: PTH118
 
     def of(self, items: Iterable[Item]) -> dict[str, Look]:
         """Looks by name, of those images that `take` looked at or that `recall` found remembered."""
         seen = {name: look for name, (_, _, look) in self._seen.items()} | self._fresh
         return {item.name: seen[item.name] for item in items if item.name in seen}
+
+    def size_of(self, path: Path) -> tuple[int, int]:
+        """(width, height) in pixels, upright; of a file that is remembered without its being opened.
+
+        Raises PlainError as `image_size` does.
+        """
+        kept = self._stored_at.get(str(path))
+        if kept and self._is_as_it_was(path, kept):
+            return kept[2].width, kept[2].height
+        return image_size(path)
 
     def recall(self, items: Sequence[Item]) -> list[Item]:
         """Take what is remembered of files that are as they were; returns the others."""
@@ -82,15 +98,20 @@ class Looks:
                 self._save()
 
     def _known(self, item: Item) -> bool:
-        kept = self._stored.get(item.name)
+        kept = self._seen.get(item.name) or self._stored_at.get(str(item.path))
+        if not kept or not self._is_as_it_was(item.path, kept):
+            self._seen.pop(item.name, None)
+            return False
+        self._seen[item.name] = kept
+        return True
+
+    @staticmethod
+    def _is_as_it_was(path: Path, kept: tuple[int, int, Look]) -> bool:
         try:
-            stat = item.path.stat()
+            stat = path.stat()
         except OSError:
             return False
-        if kept and kept[:2] == (stat.st_size, stat.st_mtime_ns):
-            self._seen[item.name] = kept
-            return True
-        return False
+        return kept[:2] == (stat.st_size, stat.st_mtime_ns)
 
     def _look(self, item: Item) -> tuple[int, int, Look]:
         """Runs in a reader's thread; size and time are taken before the content, so that a change between is seen."""
@@ -115,3 +136,11 @@ class Looks:
         rows = {name: [size, changed, *look] for name, (size, changed, look) in self._seen.items()}
         with suppress(OSError):  # a folder that may not be written costs the next call a second look, nothing else
             write_whole(self._index, json.dumps({"layout": _LAYOUT, "looks": rows}).encode())
+
+
+def _stored(row: Sequence[Any]) -> tuple[int, int, Look]:
+    """A row of the index. Raises ValueError, TypeError or IndexError where it is none."""
+    kept = int(row[0]), int(row[1]), Look(*row[2:])
+    if [type(value) for value in kept[2]] != _TYPES:
+        raise ValueError(f"no look: {row!r:.100}")
+    return kept

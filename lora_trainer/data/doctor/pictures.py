@@ -10,6 +10,8 @@ from lora_trainer.data.doctor.findings import Finding, count
 from lora_trainer.data.doctor.look import Look
 from lora_trainer.data.scan import Item, Scan
 
+Size = tuple[int, int]  # width, height in pixels
+
 # Of `look.blur_of`. Photographs and drawings that are sharp at 512 pixels measure 0.03 to 0.4, very soft ones up to
 # 0.5; blurred by a Gaussian of 3 pixels they measure 0.62 to 0.86, of 2 pixels most are above 0.6.
 BLURRED = 0.6
@@ -20,11 +22,12 @@ _VERY_SMALL = 0.5  # of a bucket's side
 def about_pictures(scan: Scan, buckets: Buckets, looks: Mapping[str, Look]) -> Iterator[Finding]:
     """Findings about files and pictures; `looks` holds, by name, those that were looked at."""
     yield from _unreadable(scan, looks)
-    yield from _tiny(scan.items, buckets)
+    crops = _crops(scan.items, buckets)
+    yield from _tiny(scan.items, crops, buckets.resolution)
     yield from _blurry(scan.items, looks)
     yield from _transparent(scan.items, looks)
     yield from _turned(scan.items, looks)
-    yield from _extreme(scan.items, buckets)
+    yield from _extreme(scan.items, crops)
     yield from _grey(scan.items, looks)
 
 
@@ -39,19 +42,21 @@ def _unreadable(scan: Scan, looks: Mapping[str, Look]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _tiny(items: Sequence[Item], buckets: Buckets) -> Iterator[Finding]:
-    wholes = {item.name: _whole(item, buckets) for item in items}
-    small = [item for item in items if item.width < wholes[item.name].width or item.height < wholes[item.name].height]
+def _crops(items: Sequence[Item], buckets: Buckets) -> dict[Size, Crop]:
+    """How images of each size would be cut if they were large enough."""
+    whole = replace(buckets, upscale=True)
+    return {size: whole.fit(*size) for size in {item.size for item in items}}
+
+
+def _tiny(items: Sequence[Item], crops: Mapping[Size, Crop], resolution: int) -> Iterator[Finding]:
+    small = [item for item in items if _falls_short(item.size, crops[item.size], 1)]
     if not small:
         return
     least = min(small, key=lambda item: item.width * item.height)
-    very = any(
-        item.width < _VERY_SMALL * wholes[item.name].width or item.height < _VERY_SMALL * wholes[item.name].height
-        for item in small
-    )
+    very = any(_falls_short(item.size, crops[item.size], _VERY_SMALL) for item in small)
     yield Finding(
         "tiny", "warning" if very else "advice", _names(small),
-        f"{count(len(small), 'image', 'does', 'do')} not fill the bucket of that shape at {buckets.resolution} px "
+        f"{count(len(small), 'image', 'does', 'do')} not fill the bucket of that shape at {resolution} px "
         "(the smallest, "
         f"{least.name}, has {least.width} x {least.height}): trained at a smaller size, or enlarged, "
         "such an image teaches softness; find a larger version, train at a lower resolution, or leave it out.",
@@ -59,10 +64,9 @@ def _tiny(items: Sequence[Item], buckets: Buckets) -> Iterator[Finding]:
 
 
 def _blurry(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[Finding]:
-    blurs = {item: looks[item.name].blur for item in items if item.name in looks}
-    soft = [item for item, blur in blurs.items() if blur >= BLURRED]
+    soft = [item for item in items if item.name in looks and looks[item.name].blur >= BLURRED]
     if soft:
-        worst = max(soft, key=lambda item: blurs[item])
+        worst = max(soft, key=lambda item: looks[item.name].blur)
         yield Finding(
             "blurry", "warning", _names(soft),
             f"{count(len(soft), 'image', 'is', 'are')} blurred everywhere (the most: {worst.name}), and the LoRA "
@@ -95,17 +99,16 @@ def _turned(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[Findin
         )  # fmt: skip
 
 
-def _extreme(items: Sequence[Item], buckets: Buckets) -> Iterator[Finding]:
-    lost = {item: _lost(_whole(item, buckets)) for item in items}
-    found = [item for item in items if lost[item] > LOST]
+def _extreme(items: Sequence[Item], crops: Mapping[Size, Crop]) -> Iterator[Finding]:
+    lost = {size: _lost(crop) for size, crop in crops.items()}
+    found = [item for item in items if lost[item.size] > LOST]
     if found:
-        worst = max(found, key=lambda item: lost[item])
+        worst = max(found, key=lambda item: lost[item.size])
         yield Finding(
             "extreme_aspect", "warning", _names(found),
             f"{count(len(found), 'image', 'is', 'are')} so long or so wide that even the nearest bucket cuts away "
-            "more than a "
-            f"third ({round(100 * lost[worst])} % of {worst.name}, {worst.width} x {worst.height}), perhaps what the "
-            "caption speaks of: cut it yourself, into several if need be.",
+            f"more than a third ({round(100 * lost[worst.size])} % of {worst.name}, {worst.width} x {worst.height}), "
+            "perhaps what the caption speaks of: cut it yourself, into several if need be.",
         )  # fmt: skip
 
 
@@ -120,9 +123,8 @@ def _grey(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[Finding]
         )  # fmt: skip
 
 
-def _whole(item: Item, buckets: Buckets) -> Crop:
-    """How the image would be cut if it were large enough."""
-    return replace(buckets, upscale=True).fit(*item.size)
+def _falls_short(size: Size, crop: Crop, share: float) -> bool:
+    return size[0] < share * crop.width or size[1] < share * crop.height
 
 
 def _lost(crop: Crop) -> float:
