@@ -166,7 +166,7 @@ def _files(folder: Path) -> Iterator[str]:
             path = here / name
             if path.is_dir():
                 inner.append((f"{prefix}{name}/", path))
-            elif path.exists():  # not a link to nowhere
+            elif path.is_file():  # no link to nowhere, and no pipe, which would be waited for
                 yield prefix + name
         waiting.extend(reversed(inner))
 

@@ -84,9 +84,8 @@ def _same(captioned: Sequence[Item], trigger: str) -> list[Finding]:
         return []
     names = tuple(item.name for item in captioned if item.caption == caption)
     shown = caption if len(caption) <= 60 else f"{caption[:60]}..."
-    only_trigger = caption.strip(" ,.") == trigger and bool(trigger)
     return [Finding(
-        "same_caption", "advice" if only_trigger else "warning", names,
+        "same_caption", "advice" if _is_only(trigger, caption) else "warning", names,
         f"{times} of {count(len(captioned), 'caption', 'is', 'are')} the same ({shown!r}), so that all that differs "
         "between "
         "these images becomes part of its words: describe what varies (pose, place, light), and leave out what the "
@@ -111,7 +110,7 @@ def _file_names(captioned: Sequence[Item]) -> Iterator[Finding]:
 def _one_word(captioned: Sequence[Item], trigger: str) -> Iterator[Finding]:
     found = [
         item.name for item in captioned
-        if len(_words(item.caption.removeprefix(trigger))) < 2 and item.caption.strip(" ,.") != trigger
+        if len(_words(item.caption.removeprefix(trigger))) < 2 and not _is_only(trigger, item.caption)
     ]  # fmt: skip
     if found:
         yield Finding(
@@ -120,6 +119,11 @@ def _one_word(captioned: Sequence[Item], trigger: str) -> Iterator[Finding]:
             f"{found[0]}): say what "
             "else is to be seen, or it becomes part of that word.",
         )  # fmt: skip
+
+
+def _is_only(trigger: str, caption: str) -> bool:
+    """Whether the caption is the trigger word and nothing else, which is a known way to train."""
+    return bool(trigger) and caption.strip(" ,.") == trigger
 
 
 def _words(text: str) -> list[str]:
