@@ -52,7 +52,7 @@ class Report:
                 "count": len(finding.images),
                 "images": list(finding.images[:most]),
                 "sentence": finding.sentence,
-                "remedy": REMEDIES.get(finding.remedy),
+                "remedy": REMEDIES.get(finding.remedy, ""),
                 "groups": [list(group) for group in finding.groups[:most]],
             }
             for finding in self.findings
