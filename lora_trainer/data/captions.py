@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from lora_trainer.contracts import PlainError
 
@@ -200,6 +201,11 @@ def _table(path: Path, pairs: Sequence[tuple[str, str]], guessed: str | None, ot
 def file_name(cell: str) -> str:
     """The name of a file as a table means it, with "/" between folders."""
     return cell.strip().replace("\\", "/").removeprefix("./")
+
+
+def spelled(name: str) -> str:
+    """A name as it is compared: tables come from other systems, with other letter case and composed accents."""
+    return normalize("NFC", name).casefold()
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,17 +1,44 @@
-"""Images that a data set leaves out without their being deleted: a list of names in its folder."""
+"""Image files that a data set passes by: masks, and those that a list in its folder names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lora_trainer.contracts import PlainError
-from lora_trainer.data.captions import file_name, read_text
+from lora_trainer.data.captions import file_name, read_text, spelled
 
+MASK = "-masklabel"  # behind the stem of an image's name: its mask, as OneTrainer names it
 EXCLUDED = "lora_trainer_excluded.txt"
 HEADING = (
     "# Images that are not trained on, one name a line, relative to this folder; take a line out to have it back."
 )
+
+
+def without_masks(images: Sequence[str]) -> list[str]:
+    """Images that are no mask of another one."""
+    stems = {image: spelled(image.rpartition(".")[0]) for image in images}
+    all_stems = set(stems.values())
+    return [
+        image for image, stem in stems.items()
+        if not (stem.endswith(MASK) and stem.removesuffix(MASK) in all_stems)
+    ]  # fmt: skip
+
+
+def without_excluded(folder: Path, images: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The images that are left, and the excluded ones. Raises PlainError where none is left."""
+    listed = set(read_excluded(folder))
+    exact = listed.intersection(images)
+    loose = {spelled(name) for name in listed - exact}  # typed by hand, or on a system that knows no case
+    excluded = tuple(image for image in images if image in exact or (loose and spelled(image) in loose))
+    gone = set(excluded)
+    left = [image for image in images if image not in gone]
+    if not left:
+        raise PlainError(
+            f"All {len(images)} images in {folder} are excluded by {EXCLUDED} there: take lines out of that file, or "
+            "delete it."
+        )
+    return left, excluded
 
 
 def read_excluded(folder: Path) -> list[str]:

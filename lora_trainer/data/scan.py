@@ -9,16 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from unicodedata import normalize
 
 from lora_trainer.contracts import PlainError
-from lora_trainer.data.captions import Table, one_line, read_csv, read_jsonl, read_text
-from lora_trainer.data.excluded import EXCLUDED, read_excluded
+from lora_trainer.data.captions import Table, one_line, read_csv, read_jsonl, read_text, spelled
+from lora_trainer.data.excluded import EXCLUDED, without_excluded, without_masks
 from lora_trainer.data.images import ENDINGS, image_size
 
 SIDECARS = (".txt", ".caption")  # in the order they are asked
-
-MASK = "-masklabel"  # behind the stem of an image's name: its mask, as OneTrainer names it
 
 _TABLES = ("metadata.csv", "metadata.jsonl")  # likewise
 _REPEATS = re.compile(r"([1-9][0-9]*)_")  # sd-scripts' folder names: "10_name" is shown ten times
@@ -72,20 +69,20 @@ def scan(
 ) -> Scan:
     """Find the images of a folder and its sub-folders, with their captions.
 
-    Masks (see MASK) and images that lora_trainer_excluded.txt names are passed by. Captions come from `metadata` (or
-    metadata.csv, then metadata.jsonl in the folder), then from .txt, then from .caption files beside the images. Raises
-    PlainError for a folder without a readable image and for metadata that cannot be read. `size_of` gives an image's
-    width and height, upright, or raises PlainError.
+    Masks (see `excluded.MASK`) and images that lora_trainer_excluded.txt names are passed by. Captions come from
+    `metadata` (or metadata.csv, then metadata.jsonl in the folder), then from .txt, then from .caption files beside the
+    images. `size_of` gives an image's width and height, upright, or raises PlainError. Raises PlainError for a folder
+    without a readable image and for metadata that cannot be read.
     """
     _check(folder, metadata)
     files = list(_files(folder))
-    there = _without_masks([file for file in files if PurePosixPath(file).suffix.lower() in ENDINGS])
+    there = without_masks([file for file in files if PurePosixPath(file).suffix.lower() in ENDINGS])
     if not there:
         raise PlainError(
             f"{folder} has no images in it or its sub-folders: put some there with one of the endings "
             f"{', '.join(ENDINGS)}."
         )
-    images, excluded = _without_excluded(folder, there)
+    images, excluded = without_excluded(folder, there)
     sizes, unreadable = _sizes(folder, images, size_of)
     if not sizes:
         raise PlainError(f"None of the {len(images)} images in {folder} can be read; the first: {unreadable[0].reason}")
@@ -114,28 +111,6 @@ def _check(folder: Path, metadata: Path | None) -> None:
             f"The metadata file {metadata} does not exist: check its spelling, or leave metadata_path out to take "
             "captions from the folder."
         )
-
-
-def _without_masks(images: Sequence[str]) -> list[str]:
-    """Images that are no mask of another one."""
-    stems = {image: spelled(image.rpartition(".")[0]) for image in images}
-    all_stems = set(stems.values())
-    return [
-        image for image, stem in stems.items()
-        if not (stem.endswith(MASK) and stem.removesuffix(MASK) in all_stems)
-    ]  # fmt: skip
-
-
-def _without_excluded(folder: Path, images: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The images that are left, and the excluded ones. Raises PlainError where none is left."""
-    unwanted = {spelled(name) for name in read_excluded(folder)}
-    left = [image for image in images if spelled(image) not in unwanted]
-    if not left:
-        raise PlainError(
-            f"All {len(images)} images in {folder} are excluded by {EXCLUDED} there: take lines out of that file, or "
-            "delete it."
-        )
-    return left, tuple(image for image in images if spelled(image) in unwanted)
 
 
 def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -204,11 +179,6 @@ def _repeats(name: str) -> int:
         if found and int(found[1]) <= _MOST_REPEATS:
             return int(found[1])
     return 1
-
-
-def spelled(name: str) -> str:
-    """A name as it is compared: tables come from other systems, with other letter case and composed accents."""
-    return normalize("NFC", name).casefold()
 
 
 class _Captions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Checkup:
         self.scan = scan(folder, metadata, self._looks.size_of)
         self._looks.recall(self.scan.items)
 
-    def look(self) -> Iterator[Prepared]:
+    def look(self) -> Generator[Prepared, None, None]:
         """Look at every picture that is not remembered; whoever stops asking keeps what was seen by then."""
         yield from self._looks.take(self.scan.items)
 

@@ -74,6 +74,18 @@ def test_the_list_of_excluded_ones_is_added_to_and_obeyed_as_people_write_it(tmp
             with_excluded(tmp_path, [name])
 
 
+def test_of_names_that_differ_in_case_only_the_one_that_is_listed_goes(tmp_path: Path) -> None:
+    drawn_folder(tmp_path, 2)
+    shutil.copy(tmp_path / "0.png", tmp_path / "A.png")
+    if (tmp_path / "a.png").exists():
+        pytest.skip("this file system knows no case")
+    shutil.copy(tmp_path / "0.png", tmp_path / "a.png")
+    fixed(tmp_path, "duplicate")
+    assert [item.name for item in scan(tmp_path).items] == ["0.png", "1.png"]
+    (tmp_path / EXCLUDED).write_text("a.png\n", encoding="utf-8")
+    assert [item.name for item in scan(tmp_path).items] == ["0.png", "1.png", "A.png"]
+
+
 def test_an_excluded_image_still_owns_its_row_of_the_table(tmp_path: Path) -> None:
     drawn_folder(tmp_path, 2, caption="")
     (tmp_path / "metadata.csv").write_text("filename,prompt\n0.png,a cat\n1.png,a dog\n", encoding="utf-8")
@@ -83,7 +95,8 @@ def test_an_excluded_image_still_owns_its_row_of_the_table(tmp_path: Path) -> No
 
 def test_the_trigger_is_put_in_front_wherever_captions_stand(tmp_path: Path) -> None:
     drawn_folder(tmp_path, 5, caption="")
-    (tmp_path / "metadata.csv").write_text('filename,prompt\n0.png,"a cat, asleep"\n1.png,"mycat, up"\n', encoding="utf-8")
+    table = 'filename,prompt\n0.png,"a cat, asleep"\n1.png,"mycat, up"\n'
+    (tmp_path / "metadata.csv").write_text(table, encoding="utf-8")
     (tmp_path / "2.txt").write_text("a cat in a box", encoding="utf-8")
     (tmp_path / "3.caption").write_text("a cat on a mat", encoding="utf-8")
     checkup, _ = fixed(tmp_path, "trigger_missing", trigger="mycat")

@@ -12,7 +12,6 @@ from lora_trainer.jobs.checkup import Checkup, token_counter
 from tests.builders.drawn import drawn, drawn_folder
 from tests.unit.test_doctor_pictures import images, kinds, looked
 
-
 # open_clip itself is not imported: it draws in torchvision, which not every installation can load
 with_vocabulary = pytest.mark.skipif(find_spec("open_clip") is None, reason="the vocabulary is open_clip's")
 
@@ -71,8 +70,8 @@ def test_the_trigger_alone_everywhere_is_a_known_way_to_train(tmp_path: Path) ->
 def test_captions_that_are_file_names_and_captions_of_one_word(tmp_path: Path) -> None:
     drawn_folder(tmp_path, 2)
     for number, (name, caption) in enumerate({
-        "IMG_2041.png": "img 2041", "a red barn at night.png": "a red barn at night", "x.png": "barn", "y.png": "猫がいる",
-        "z.png": "...",
+        "IMG_2041.png": "img 2041", "a red barn at night.png": "a red barn at night", "x.png": "barn",
+        "y.png": "猫がいる", "z.png": "...",
     }.items()):  # fmt: skip
         drawn(50 + number).save(tmp_path / name)
         (tmp_path / name).with_suffix(".txt").write_text(caption, encoding="utf-8")

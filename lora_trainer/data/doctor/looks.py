@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -68,7 +68,7 @@ class Looks:
         """Take what is remembered of files that are as they were; returns the others."""
         return [item for item in items if not self._known(item)]
 
-    def take(self, items: Sequence[Item]) -> Iterator[Prepared]:
+    def take(self, items: Sequence[Item]) -> Generator[Prepared, None, None]:
         """Look at every image that is not remembered; may be left at any time, and what was seen is then kept."""
         waiting = self.recall(items)
         done = len(items) - len(waiting)
