@@ -28,10 +28,13 @@ def looked_at_anew(folder: Path) -> int:
 
 def test_a_second_look_decodes_nothing_and_finds_the_same(tmp_path: Path) -> None:
     drawn_folder(tmp_path)
+    drawn(20).resize((300, 500)).save(tmp_path / "tall.png")
+    settled(tmp_path)
     first = Checkup(tmp_path, resolution=256)
-    assert [event.done for event in first.look()] == list(range(7))
+    assert [event.done for event in first.look()] == list(range(8))
     second = Checkup(tmp_path, resolution=256)
-    assert [event.done for event in second.look()] == [6]
+    assert [event.done for event in second.look()] == [7]
+    assert second.scan.items == first.scan.items == scan(tmp_path).items
     assert second.report().findings == first.report().findings != ()
 
 
@@ -88,6 +91,15 @@ def test_a_broken_index_only_costs_time(tmp_path: Path, text: str) -> None:
     assert len(list(checkup.look())) == 3
     assert checkup.report().looked_at == 2
     assert looked_at_anew(tmp_path) == 0
+
+
+def test_rows_of_an_index_that_are_no_looks_are_not_believed(tmp_path: Path) -> None:
+    drawn_folder(tmp_path, 2)
+    list(Checkup(tmp_path).look())
+    stored = json.loads((tmp_path / INDEX).read_text())
+    stored["looks"]["1.png"][-3:-1] = ["128", None]  # width and height
+    (tmp_path / INDEX).write_text(json.dumps(stored))
+    assert Checkup(tmp_path).scan.items == scan(tmp_path).items
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no such permission there")

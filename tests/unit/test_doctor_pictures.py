@@ -92,6 +92,10 @@ def test_a_blurred_picture_is_found_and_a_sharp_subject_before_a_soft_background
     portrait.paste(drawn(32, 256).resize((100, 100), Image.Resampling.LANCZOS), (80, 80))
     portrait.save(tmp_path / "portrait.png")
     assert images(looked(tmp_path), "blurry") == {"soft.png"}
+    half = np.asarray(picture.convert("L"), dtype=np.float32).copy()
+    sharp = blur_of(half)
+    half[:, 128:] = np.asarray(soft.convert("L"))[:, 128:]
+    assert blur_of(half) == pytest.approx(sharp, abs=0.1), "the sharpest tile counts, not the mean of all"
 
 
 def test_transparent_parts_and_not_merely_an_alpha_channel(tmp_path: Path) -> None:
