@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,7 @@ def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Itera
     if not plan.work:
         yield Finished("done", 0, None, "Every image has a caption already; nothing was changed.")
         return
+    _check_writable(plan.target.parent if plan.target else plan.scan.folder)
     captioner = captioner_for(config, host)
     files = _files(plan)
     counts = _Counts()
@@ -145,6 +147,16 @@ def _one_for_each_file(work: Sequence[Item]) -> tuple[tuple[Item, ...], list[str
         f"left out, such as {doubles[0]}: write a table to keep them apart."
     ] if doubles else []  # fmt: skip
     return tuple(first.values()), told
+
+
+def _check_writable(folder: Path) -> None:
+    """Told before a model is loaded, rather than after the first batch."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PlainError(
+            f"{nearest} is closed to writing, so no captions can be kept there; change its permissions, or name a table "
+            "elsewhere with --output."
+        )
 
 
 def _device(config: CaptionConfig, host: Host) -> torch.device:
