@@ -154,8 +154,8 @@ def _check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PlainError(
-            f"{nearest} is closed to writing, so no captions can be kept there; change its permissions, or name a table "
-            "elsewhere with --output."
+            f"{nearest} is closed to writing, so no captions can be kept there; change its permissions, or name a "
+            "table elsewhere with --output."
         )
 
 
