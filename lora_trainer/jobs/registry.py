@@ -270,7 +270,7 @@ def _unforeseen(error: BaseException) -> str:
             "Out of memory before the first step, while images, captions and LoRA were made ready; lower resolution or "
             "network.rank, or close what else uses the device."
         )
-    told = in_words(error)
+    told = in_words(error).rstrip(".")
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"The training broke off because the disk is full ({told}); free some space, then start it again."
     if isinstance(error, OSError):

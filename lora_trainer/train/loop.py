@@ -159,7 +159,7 @@ def sampled(work: Work, step: int) -> Generator[Event, None, None]:
         drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, step))
     except Exception as error:
         _log.warning("Samples failed.", exc_info=error)
-        remedy = "; lower samples.size, or draw none" if is_out_of_memory(error) else ""
+        remedy = " Lower samples.size, or draw none." if is_out_of_memory(error) else ""
         text = f"No samples were drawn at step {step}, the training goes on: {in_words(error)}{remedy}"
         yield Told(text, "warning")
     else:

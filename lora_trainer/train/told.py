@@ -9,12 +9,12 @@ _LONGEST = 300  # characters of an error that nobody foresaw; a log has all of i
 
 
 def in_words(error: BaseException) -> str:
-    """A PlainError's sentence as it is; of others what they are and say, in one line."""
+    """A PlainError's sentence as it is; of others what they are and say, in one line with a full stop."""
     if isinstance(error, PlainError):
         return str(error)
     if is_out_of_memory(error):
-        return "the memory does not suffice"
-    text = " ".join(str(error).split())[:_LONGEST]
-    if text and isinstance(error, OSError):  # which says itself what it is, and where
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        return "the memory does not suffice."
+    kind, text = type(error).__name__, " ".join(str(error).split())[:_LONGEST].rstrip(".")
+    if isinstance(error, OSError) and text:  # which says itself what it is, and where
+        return f"{text}."
+    return f"{kind}: {text}." if text else f"{kind}."

@@ -92,7 +92,7 @@ def test_out_of_memory_while_encoding(host: WebUI) -> None:
     assert not list(host.data.rglob("unencoded*")), "a run that did not begin leaves no files"
 
 
-@pytest.mark.parametrize(("how", "words"), [("cuda", "lower samples.size"), ("error", "made for the test")])
+@pytest.mark.parametrize(("how", "words"), [("cuda", "Lower samples.size"), ("error", "made for the test")])
 def test_samples_that_fail_cost_no_training(
     host: WebUI, undisturbed: dict[str, bytes], how: str, words: str
 ) -> None:
@@ -159,6 +159,18 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(host: WebUI) -> No
     assert "last good weights" in failed["message"]
     assert failed["files"]
     assert failed["files"][-1] in failed["message"]
+
+
+def test_a_learning_rate_that_is_far_too_high(host: WebUI) -> None:
+    """The loss diverges by itself; what was saved before lies in the Lora folder."""
+    job = host.train(
+        output__name="far too high", train__steps=60, train__learning_rate=10.0, train__schedule="constant",
+        output__save_steps=2,
+    )  # fmt: skip
+    failed = host.wait(job, "failed")
+    assert "three times in a row" in proper(failed["message"])
+    assert "Lower learning_rate, and start again" in failed["message"]
+    assert len(host.events(job, "skipped")) >= 3
 
 
 def test_a_picture_that_is_damaged_meanwhile(host: WebUI) -> None:

@@ -146,7 +146,7 @@ def test_a_host_that_fails_beside_the_training_costs_none_of_it(tmp_path: Path, 
     assert [event.step for event in events if isinstance(event, Saved)] == [2, 4, 6]
     for step in (0, 3, 6):
         assert f"No samples were drawn at step {step}, the training goes on: the memory does" in told(events)
-    assert "lower samples.size" in told(events)
+    assert "Lower samples.size" in told(events)
     assert "The LoRA is saved, but the WebUI could not try it: ZeroDivisionError: made for the test" in told(events)
     assert same(tmp_path / "Lora/lora.safetensors", whole)
 
@@ -192,7 +192,7 @@ def test_the_allocators_are_known_by_their_words():
 
 def test_an_error_is_told_in_one_line():
     assert in_words(PlainError("Do this.")) == "Do this."
-    assert in_words(ValueError("two\nlines")) == "ValueError: two lines"
-    assert in_words(ValueError()) == "ValueError"
-    assert in_words(OSError(errno.ENOSPC, "No space left on device", "x")) == "[Errno 28] No space left on device: 'x'"
+    assert in_words(ValueError("two\nlines.")) == "ValueError: two lines."
+    assert in_words(ValueError()) == "ValueError."
+    assert in_words(OSError(errno.ENOSPC, "No space left on device", "x")) == "[Errno 28] No space left on device: 'x'."
     assert len(in_words(ValueError("long " * 1000))) < 400
