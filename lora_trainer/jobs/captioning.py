@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lora_trainer.captioners.blip import Blip
 from lora_trainer.captioners.registry import captioner_of
 from lora_trainer.captioners.wording import joined, worded
 from lora_trainer.config.captioning import CaptionConfig
@@ -76,8 +77,11 @@ def plan_captions(config: CaptionConfig) -> Plan:
 
 def captioner_for(config: CaptionConfig, host: Host) -> Captioner:
     """The captioner that the options name, on the device that they or the host name. Raises PlainError."""
+    device = _device(config, host)
+    if config.model == "demo":
+        return Blip("demo", Path(__file__).parents[1] / "demo" / "assets" / "captioner", device)
     hosted = host.captioners(threshold=config.threshold, download=config.download)
-    return captioner_of(config, _device(config, host), hosted)
+    return captioner_of(config, device, hosted)
 
 
 def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Iterator[Event]:
