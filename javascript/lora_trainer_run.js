@@ -222,7 +222,7 @@
             add("sample", t("Sample now"), (job) => order(job, "sample", t("Drawing samples after this step."))),
             add("stop", t("Stop"), (job) => order(job, "stop", t("Stopping after this step; the work is saved.")),
                 { class: "lt-button lt-stop" }),
-            add("goOn", t("Go on"), (job) => order(job, "resume"), { class: "lt-button lt-primary" }));
+            add("goOn", t("Resume"), (job) => order(job, "resume"), { class: "lt-button lt-primary" }));
         return made.row;
     }
 
@@ -477,7 +477,7 @@
             job.state === "queued"
                 ? lt.button(t("Remove"), () => order(job, "stop"), { data: { of: "stop" + job.id } }) : null,
             job.resumable && !ACTIVE.includes(job.state) && !isShown
-                ? lt.button(t("Go on"), () => order(job, "resume"), { data: { of: "on" + job.id } }) : null);
+                ? lt.button(t("Resume"), () => order(job, "resume"), { data: { of: "on" + job.id } }) : null);
     }
 
     document.addEventListener("visibilitychange", () => !document.hidden && root && look());
