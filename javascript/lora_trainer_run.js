@@ -19,6 +19,7 @@
     let lost = 0; // tries in a row without an answer
     let asked = false; // whether it was for want of a password
     let timer = 0;
+    let written = null; // the LoRA files at the last look
 
     const stateWord = (state) => ({
         queued: t("waiting"), running: t("running"), paused: t("paused"), done: t("done"), failed: t("failed"),
@@ -62,6 +63,7 @@
             jobs = (await lt.ask("jobs")).jobs;
             if (lost) lt.notice(t("The server answers again."));
             lost = 0;
+            renewCards();
             await draw();
             if (jobs.some((job) => ACTIVE.includes(job.state))) pause = busy();
             if (document.hidden || !root.offsetParent) pause = IDLE;
@@ -75,6 +77,18 @@
         looking = false;
         clearTimeout(timer);
         timer = setTimeout(look, again ? 0 : pause);
+    }
+
+    // The WebUI lists LoRA anew for pages opened later; in one that is open its hidden button does it.
+    function renewCards() {
+        const files = jobs.flatMap((job) => job.files || []).join("\n");
+        if (written !== null && files !== written) {
+            for (const tab of ["txt2img", "img2img"]) {
+                const button = lt.find(tab + "_lora_extra_refresh_internal");
+                if (button) button.dispatchEvent(new Event("click"));
+            }
+        }
+        written = files;
     }
 
     // The job to show: the chosen one, else the one that runs, else the newest.
@@ -208,7 +222,7 @@
             add("sample", t("Sample now"), (job) => order(job, "sample", t("Drawing samples after this step."))),
             add("stop", t("Stop"), (job) => order(job, "stop", t("Stopping after this step; the work is saved.")),
                 { class: "lt-button lt-stop" }),
-            add("goOn", t("Go on"), (job) => order(job, "resume"), { class: "lt-button lt-primary" }));
+            add("goOn", t("Resume"), (job) => order(job, "resume"), { class: "lt-button lt-primary" }));
         return made.row;
     }
 
@@ -463,7 +477,7 @@
             job.state === "queued"
                 ? lt.button(t("Remove"), () => order(job, "stop"), { data: { of: "stop" + job.id } }) : null,
             job.resumable && !ACTIVE.includes(job.state) && !isShown
-                ? lt.button(t("Go on"), () => order(job, "resume"), { data: { of: "on" + job.id } }) : null);
+                ? lt.button(t("Resume"), () => order(job, "resume"), { data: { of: "on" + job.id } }) : null);
     }
 
     document.addEventListener("visibilitychange", () => !document.hidden && root && look());

@@ -363,6 +363,8 @@ class HostPaths:
     runs: Path | None = None  # states, logs and samples of runs that are given no folder; None: beside the LoRA
     checkpoints: tuple[Path, ...] = field(default=())
     allowed: tuple[Path, ...] | None = None  # folders that requests over the network may name; None: any
+    widened_by: str = ""  # how the user adds to `allowed`, as the end of a sentence
+    at_the_machine: bool = False  # nobody but people at this machine reaches the page, so that it may name any folder
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Blip:
         loaded = self._loaded = self._loaded or self._load()
         seen = pixels(images, loaded.look).to(self._device)
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=self._device.type == "cuda"):
-            tokens = loaded.model.generate(pixel_values=seen, num_beams=_BEAMS, max_new_tokens=_LONGEST)
+            tokens = loaded.model.generate(pixel_values=seen, num_beams=_BEAMS, max_new_tokens=_longest(loaded.model))
         return [text.strip() for text in loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Blip:
         with open_checkpoint(weights) as checkpoint:
             # Read here, not by transformers, whose oldest releases run whatever code a pickle holds.
             model, report = library.BlipForConditionalGeneration.from_pretrained(
-                None, config=config, state_dict=dict(checkpoint), output_loading_info=True
+                None, config=config, state_dict=_with_head(dict(checkpoint)), output_loading_info=True
             )
         missing = sorted(key for key in report["missing_keys"] if not _is_made(key))
         if missing:
@@ -76,6 +76,19 @@ class Blip:
             told = f"{self._folder} has no tokenizer (tokenizer.json or vocab.txt); download it again."
             raise PlainError(told) from error
         return _Loaded(model.eval().to(self._device), tokenizer, _look(self._folder, config.vision_config.image_size))
+
+
+def _with_head(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors with the output layer: where it is the input embedding again, newer releases leave it out of the
+    file and older ones would begin with a random one."""
+    head, words = "text_decoder.cls.predictions.decoder.weight", "text_decoder.bert.embeddings.word_embeddings.weight"
+    return tensors if head in tensors or words not in tensors else {**tensors, head: tensors[words]}
+
+
+def _longest(model: Any) -> int:
+    """New tokens of a caption: beams go on past a sentence's end, and a small model has few positions, of which the
+    opening marks take two."""
+    return min(_LONGEST, model.config.text_config.max_position_embeddings - 2)
 
 
 def _is_made(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Makes the embedded base: `python -m lora_trainer.demo.make --output DIR`.
+"""Makes the embedded base and captioner: `python -m lora_trainer.demo.make --output DIR`.
 
 Everything comes from drawn pictures and one seed. Each stage keeps its work in DIR, so a stopped run goes on where it
 was.
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lora_trainer.demo.base_file import check, write_base
+from lora_trainer.demo.make_captioner import train_captioner
 from lora_trainer.demo.make_judge import train_judge
 from lora_trainer.demo.make_unet import Pair, UnetRecipe, train_unet
 from lora_trainer.demo.make_vae import VaeRecipe, train_vae
@@ -29,7 +30,7 @@ PROMPTS = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains the VAE, then the text encoder with the UNet, and writes one checkpoint with its configuration."""
+    """Trains the VAE, then the text encoder with the UNet, the judge and the captioner, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the base and the checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     check(vae, pair.unet, pair.text)
     held_out = train_judge(given.output / "judge.safetensors", given.seed)
     print(f"the judge is right on held-out drawings: {held_out}")
+    described = train_captioner(given.output / "captioner", given.output, given.seed, None)
+    print(f"the captioner is right, word for word, on held-out drawings: {described:.0%}")
     print(f"wrote {write_base(given.output, vae, pair.unet, pair.text)}")
 
 

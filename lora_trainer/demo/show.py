@@ -1,4 +1,4 @@
-"""The demonstration: train a LoRA on the embedded base from the sample set, and draw before and after."""
+"""The demonstration: caption the sample set, train a LoRA on the embedded base from it, draw before and after."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.load import load, load_yaml
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Finished, Host, Told
@@ -25,26 +26,50 @@ PROMPTS = (
 FIRST_SEED = 7
 
 
-def demo_config(output: Path) -> RunConfig:
-    """The sample run: `assets/neon.yaml`, a lora-scripts file, with its folders made absolute."""
+def demo_config(output: Path, captions: Path | None = None) -> RunConfig:
+    """The sample run: `assets/neon.yaml`, a lora-scripts file, with its folders made absolute; `captions` is a table
+    of other captions than the sample set's own."""
     config = load(load_yaml(ASSETS / "neon.yaml"))
+    table = captions or ASSETS / "neon" / "metadata.csv"
     return replace(
         config,
-        data=replace(config.data, folder=str(ASSETS / "neon"), metadata=str(ASSETS / "neon" / "metadata.csv")),
+        data=replace(config.data, folder=str(ASSETS / "neon"), metadata=str(table)),
         output=replace(config.output, directory=str(output)),
     )
 
 
 def demonstrate(output: Path, *, host: Host, control: Control) -> Iterator[Event]:
-    """Run the demo; the picture `before-after.png` lies beside the LoRA. Yields the events of the run."""
+    """Run the demo; captions (`metadata.csv`) and the picture `before-after.png` lie beside the LoRA. Yields the
+    events of captioning and run; the last is Finished."""
     from lora_trainer.jobs.run import run
 
-    for event in run(demo_config(output), host=host, control=control):
+    table = output / "metadata.csv"
+    for event in described(table, host=host, control=control):
+        if isinstance(event, Finished):
+            if event.outcome != "done":
+                yield event
+                return
+            yield Told(event.text)
+        else:
+            yield event
+    for event in run(demo_config(output, table), host=host, control=control):
         if isinstance(event, Finished) and event.outcome == "done" and event.path:
             picture = event.path.with_name("before-after.png")
             before_after(event.path).save(picture)
             yield Told(f"Before and after, the same prompts and seeds: {picture}")
         yield event
+
+
+def described(table: Path, *, host: Host, control: Control) -> Iterator[Event]:
+    """Let the embedded captioner describe the sample set, with the style's trigger word in front."""
+    from lora_trainer.demo.samples import TRIGGER
+    from lora_trainer.jobs.captioning import caption_folder
+
+    table.parent.mkdir(parents=True, exist_ok=True)
+    config = CaptionConfig(
+        input=str(ASSETS / "neon"), output=str(table), model="demo", existing="overwrite", trigger=TRIGGER
+    )
+    yield from caption_folder(config, host, control)
 
 
 def before_after(lora: Path, prompts: Sequence[str] = PROMPTS, weights: Sequence[float] = WEIGHTS) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lora_trainer.captioners.blip import Blip
 from lora_trainer.captioners.registry import captioner_of
 from lora_trainer.captioners.wording import joined, worded
 from lora_trainer.config.captioning import CaptionConfig
@@ -75,8 +77,11 @@ def plan_captions(config: CaptionConfig) -> Plan:
 
 def captioner_for(config: CaptionConfig, host: Host) -> Captioner:
     """The captioner that the options name, on the device that they or the host name. Raises PlainError."""
+    device = _device(config, host)
+    if config.model == "demo":
+        return Blip("demo", Path(__file__).parents[1] / "demo" / "assets" / "captioner", device)
     hosted = host.captioners(threshold=config.threshold, download=config.download)
-    return captioner_of(config, _device(config, host), hosted)
+    return captioner_of(config, device, hosted)
 
 
 def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Iterator[Event]:
@@ -90,6 +95,7 @@ def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Itera
     if not plan.work:
         yield Finished("done", 0, None, "Every image has a caption already; nothing was changed.")
         return
+    _check_writable(plan.target.parent if plan.target else plan.scan.folder)
     captioner = captioner_for(config, host)
     files = _files(plan)
     counts = _Counts()
@@ -145,6 +151,16 @@ def _one_for_each_file(work: Sequence[Item]) -> tuple[tuple[Item, ...], list[str
         f"left out, such as {doubles[0]}: write a table to keep them apart."
     ] if doubles else []  # fmt: skip
     return tuple(first.values()), told
+
+
+def _check_writable(folder: Path) -> None:
+    """Told before a model is loaded, rather than after the first batch."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PlainError(
+            f"{nearest} is closed to writing, so no captions can be kept there; change its permissions, or name a "
+            "table elsewhere with --output."
+        )
 
 
 def _device(config: CaptionConfig, host: Host) -> torch.device:

@@ -110,4 +110,7 @@ def check_writable(folder: Path) -> None:
     if not nearest.is_dir():
         raise PlainError(f"output_dir {folder} cannot be a folder: {nearest} is a file; name another place.")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PlainError(f"output_dir {folder} cannot be written: {nearest} is closed to you; name another place.")
+        raise PlainError(
+            f"output_dir {folder} cannot be written: {nearest} is read-only or closed to you; "
+            "open it or name another place."
+        )

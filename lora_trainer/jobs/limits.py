@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +22,11 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 _LONGEST_NAME = 120  # characters: with "-000000.safetensors" it stays below what the common file systems take
 
 
-def load_allowed(raw: Mapping[str, Any], host: Host) -> RunConfig:
-    """`config.load.load` for a request from outside. Raises ConfigError with its faults and those of its paths."""
+def load_allowed(raw: Mapping[str, Any], host: Host, *, by_page: bool = False) -> RunConfig:
+    """`config.load.load` for a request from outside. Raises ConfigError with its faults and those of its paths.
+
+    `by_page`: asked through the page, whose users may be the machine's own.
+    """
     faults: list[Fault] = []
     config: RunConfig | None = None
     try:
@@ -30,21 +34,27 @@ def load_allowed(raw: Mapping[str, Any], host: Host) -> RunConfig:
     except ConfigError as error:
         faults += error.faults
     told = " ".join(fault.path for fault in faults)
-    faults += [fault for fault in _faults_of_paths(raw, host) if fault.path not in told]  # one sentence a setting
+    of_paths = _faults_of_paths(raw, host, paths_for(host, by_page=by_page))
+    faults += [fault for fault in of_paths if fault.path not in told]  # one sentence a setting
     if faults or config is None:
         raise ConfigError(faults)
     return config
 
 
+def paths_for(host: Host, *, by_page: bool) -> HostPaths:
+    """The host's folders, with no limits for its own user at the page: who is at the machine may read it anyway."""
+    paths = host.paths()
+    return replace(paths, allowed=None) if by_page and paths.at_the_machine else paths
+
+
 def check_allowed(path: str, paths: HostPaths, what: str) -> None:
     """Raise PlainError where a request may not name `path`; `what` is the setting's name."""
-    fault = _outside(path, paths.allowed)
+    fault = _outside(path, paths)
     if fault:
         raise PlainError(f"{what} {fault}.")
 
 
-def _faults_of_paths(raw: Mapping[str, Any], host: Host) -> Iterator[Fault]:
-    paths = host.paths()
+def _faults_of_paths(raw: Mapping[str, Any], host: Host, paths: HostPaths) -> Iterator[Fault]:
     for leaf in leaves():
         given = _given(raw, leaf)
         if not given:
@@ -53,7 +63,7 @@ def _faults_of_paths(raw: Mapping[str, Any], host: Host) -> Iterator[Fault]:
         if leaf.path == _NAME:
             fault = _bad_name(given)
         elif leaf.path in _PLACES:
-            fault = _outside(given, paths.allowed)
+            fault = _outside(given, paths)
         elif leaf.path == _BASE and given != "demo":
             fault = _foreign_base(given, host, paths)
         if fault:
@@ -92,13 +102,14 @@ def _foreign_base(base: str, host: Host, paths: HostPaths) -> str:
         return ""  # there is no such model: the plan says so, better than we could here
     if path is None or paths.allowed is None:
         return ""
-    return _outside(str(path), (*paths.allowed, *paths.checkpoints))
+    return _outside(str(path), replace(paths, allowed=(*paths.allowed, *paths.checkpoints)))
 
 
-def _outside(given: str, allowed: Sequence[Path] | None) -> str:
+def _outside(given: str, paths: HostPaths) -> str:
     """Why a path may not be named, after the setting's name; empty if it may. Links are followed first."""
     if "\x00" in given:
         return "holds a zero byte, which no path has"
+    allowed = paths.allowed
     if allowed is None:
         return ""
     try:
@@ -109,4 +120,6 @@ def _outside(given: str, allowed: Sequence[Path] | None) -> str:
         return f"is {given!r}, which leads nowhere ({error}); give a whole path"
     meaning = "" if Path(given).is_absolute() else f", which is {wanted} here"
     folders = ", ".join(map(str, allowed)) or "none"
-    return f"is {given!r}{meaning}, outside of the folders that this server allows ({folders}); choose one below these"
+    way = f", or {paths.widened_by}" if paths.widened_by else ""
+    told = f"is {given!r}{meaning}, outside of the folders that this server allows ({folders})"
+    return f"{told}; choose one below these{way}"

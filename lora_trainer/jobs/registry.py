@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start 
 
 REMEMBERED = 50  # jobs that are over
 LOOKING = 20.0  # seconds that one check looks at pictures: shorter than the patience of browsers and proxies
-_LONGEST_WORD = 300  # characters of an unforeseen error that are told; the log has all of it
 _log = logging.getLogger(__name__)
 
 
@@ -54,11 +53,14 @@ class Registry:
         known = [self._recalled(id, record, alone) for id, record in self._records.read_all().items()]
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
 
-    def plan(self, raw: Mapping[str, Any]) -> Plan:
-        """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError."""
+    def plan(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Plan:
+        """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError.
+
+        `by_page` as in `limits.load_allowed`.
+        """
         from lora_trainer.jobs.plan import plan_run
 
-        return plan_run(load_allowed(raw, self._host), self._host)
+        return plan_run(load_allowed(raw, self._host, by_page=by_page), self._host)
 
     def check(
         self, folder: str, metadata: str | None = None, *, trigger: str = "", resolution: int | None = None
@@ -86,12 +88,12 @@ class Registry:
         pace = self._paces.seconds_per_step(kind_of(plan))
         return None if pace is None else pace * plan.steps
 
-    def submit(self, raw: Mapping[str, Any], *, resume: bool = False) -> Job:
+    def submit(self, raw: Mapping[str, Any], *, resume: bool = False, by_page: bool = False) -> Job:
         """Queue a run; with `resume` it goes on from the newest state found where it writes.
 
         Raises ConfigError and PlainError at once, as far as the faults can be seen before the run.
         """
-        config = load_allowed(raw, self._host)
+        config = load_allowed(raw, self._host, by_page=by_page)
         with self._submitting:
             task, notes = self._task(config, resume)
             former = self._last_of(task.files) if resume else None
@@ -275,24 +277,31 @@ def _named(config: RunConfig, name: str, folder: Path | None) -> RunConfig:
 
 def _unforeseen(error: BaseException) -> str:
     from lora_trainer.train.memory import is_out_of_memory  # imports torch
+    from lora_trainer.train.told import in_words
+    from lora_trainer.weights.write import NO_ROOM
 
-    told = " ".join(str(error).split())[:_LONGEST_WORD]
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+    if is_out_of_memory(error):
         return (
-            "Out of memory before the first step; lower batch_size or resolution, set train.gradient_checkpointing: "
-            "true, or close what else uses the device."
+            "Out of memory before the first step, while images, captions and LoRA were made ready; lower resolution or "
+            "network.rank, or close what else uses the device."
         )
+    told = in_words(error).rstrip(".")
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"The training broke off because the disk is full ({told}); free some space, then start it again."
     if isinstance(error, OSError):
-        return f"The training broke off because a file could not be read or written ({told})."
-    said = f"{type(error).__name__}: {told}" if told else type(error).__name__
-    return f"The training broke off by an error that nobody foresaw ({said}); the console and the log have its trace."
+        return (
+            f"The training broke off because a file could not be read or written ({told}); look whether it and its "
+            "drive are there and open to you, then start it again."
+        )
+    return f"The training broke off by an error that nobody foresaw ({told}); the console and the log have its trace."
 
 
 def _with_saved(job: Job, text: str) -> str:
     """The error with what is left of the work."""
-    if job.resumable_from is None:
-        return text
-    return f"{text} What was learnt up to step {job.resumable_from} is saved; Resume goes on from there."
+    if job.resumable_from is not None:
+        return f"{text} What was learnt up to step {job.resumable_from} is saved; Resume goes on from there."
+    newest = next(reversed(job.files), None)
+    return f"{text} What was learnt is in {newest}." if newest else text
 
 
 # "Reload UI" makes a WebUI execute its extensions' scripts anew, while modules imported by them stay: this is the one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,14 +36,17 @@ from lora_trainer.jobs.writer import Writer
 from lora_trainer.networks.lora import inject
 from lora_trainer.train.control import Controls
 from lora_trainer.train.diffusion_loss import DiffusionLoss
-from lora_trainer.train.loop import Pace, StepBroken, Work, fit
+from lora_trainer.train.loop import Pace, StepBroken, Work, fit, sampled
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import AcceleratedProcesses, OneProcess, Processes
 from lora_trainer.train.state import restore
+from lora_trainer.train.told import in_words
 from lora_trainer.train.turns import Exclusive, in_turn
-from lora_trainer.weights.write import remove_leftovers
+from lora_trainer.weights.write import remove_leftovers, why_not_written
 
 __all__ = ["Controls", "run"]
+
+_log = logging.getLogger(__name__)
 
 _NOTHING_DONE = Finished("stopped", 0, None, "Stopped before the first step; nothing was trained.")
 
@@ -120,8 +124,7 @@ class _Job:
                 yield from starting_weights(plan, network)
             if self._writes:  # not sooner: a run that is refused leaves no folder behind
                 for folder in {plan.files.folder, plan.files.work}:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    remove_leftovers(folder)
+                    _made_ready(folder)
                 write_recipe(plan)
             yield from self._train(base, network)
 
@@ -182,8 +185,11 @@ class _Job:
         try:
             with exclusive():
                 return self.host.prove(lora, sample_order(self.plan))
-        except (ModelAway, PlainError) as error:
+        except ModelAway as error:
             return [Told(f"The WebUI's own loader was not asked to read the LoRA: {error}", "warning")]
+        except Exception as error:
+            _log.warning("The proof failed.", exc_info=error)
+            return [Told(f"The LoRA is saved, but the WebUI could not try it: {in_words(error)}", "warning")]
 
     def _exclusive(self, base: BaseModel) -> Exclusive:
         """The device and the base's parts as the host has them now; whoever waits for them gets them undivided."""
@@ -229,14 +235,12 @@ class _Job:
             plan.sample_every if maker.wanted else 0,
         )  # fmt: skip
         if start == 0 and writer and maker.wanted:
-            drawn = yield from in_turn(exclusive, self.control, lambda: maker.draw(0))
-            if drawn:
-                yield drawn
+            yield from sampled(work, 0)
         try:
             outcome = yield from fit(pace, work, start)
         except StepBroken as broken:
             if writer and broken.state.step > start:
-                yield writer.checkpoint(broken.state)
+                yield from writer.keep(plan.files.checkpoint(broken.state.step), broken.state)
             raise broken.__cause__ or broken from None
         if writer:
             yield from writer.finish(outcome, lambda path: self._proof(exclusive, path))
@@ -251,6 +255,14 @@ def _loss(plan: Plan, base: BaseModel) -> DiffusionLoss:
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
         plan.config.network.dropout,
     )  # fmt: skip
+
+
+def _made_ready(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+    except OSError as error:
+        raise PlainError(why_not_written(folder, error)) from error
 
 
 def _checkpoint_activations(base: BaseModel, parts: Iterable[str]) -> None:

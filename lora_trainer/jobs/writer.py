@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from lora_trainer.contracts import BaseModel, Event, Finished, Host, PlainError, Saved, Told
 from lora_trainer.jobs.card import write_card
@@ -14,6 +19,18 @@ from lora_trainer.jobs.recipe import lora_metadata, resumable_facts
 from lora_trainer.networks.file import write_lora
 from lora_trainer.train.loop import Outcome
 from lora_trainer.train.state import TrainingState
+from lora_trainer.train.told import in_words
+from lora_trainer.weights.write import free_name
+
+_log = logging.getLogger(__name__)
+
+
+class Kept(NamedTuple):
+    """What became of the last thing that a run writes."""
+
+    lora: Path | None  # where it lies; None where no place would take it
+    refused: str  # why it is not where it belongs, as a sentence; empty if it is
+    resumable: bool  # whether the state is written too
 
 
 @dataclass(frozen=True)
@@ -25,17 +42,38 @@ class Writer:
     host: Host
 
     def checkpoint(self, state: TrainingState) -> Saved | Told:
-        """A LoRA that can be used and a state that can be gone on from; a full disk does not end the run."""
+        """A LoRA that can be used and a state that can be gone on from; a full disk does not end the run.
+
+        The LoRA before the state: a run killed in between resumes from the older state and writes the same again.
+        """
         path = self.plan.files.checkpoint(state.step)
         try:
-            self._write(path, state)
+            self._write_lora(path, state)
+            self._write_state(state)
         except PlainError as error:
             return Told(f"Step {state.step} was not saved, the training goes on: {error}", "warning")
-        self.host.announce(path)
+        self._announce(path)
         return Saved(state.step, path, final=False)
 
+    def keep(self, path: Path, state: TrainingState, *, final: bool = False) -> Generator[Event, None, Kept]:
+        """Write what the run ends with. There is no next checkpoint to make up for this one: where its own place
+        refuses the LoRA, another one is looked for, and the state is tried in any case."""
+        lora, refused = self._lora_somewhere(path, state)
+        resumable = True
+        try:
+            self._write_state(state)
+        except Exception as error:
+            _log.error("The state of step %s was not written.", state.step, exc_info=error)
+            resumable = False
+            yield Told(f"The run cannot be resumed from step {state.step}: {in_words(error)}", "warning")
+        if lora:
+            if not final:  # then its card is missing yet
+                self._announce(lora)
+            yield Saved(state.step, lora, final=final)
+        return Kept(lora, refused, resumable)
+
     def finish(self, outcome: Outcome, prove: Callable[[Path], Iterable[Told]]) -> Iterator[Event]:
-        """Keep the outcome and end with `Finished`. Raises PlainError where the finished LoRA cannot be written.
+        """Keep the outcome and end with `Finished`.
 
         `prove` lets the host read what was written; what it says is told before the end.
         """
@@ -45,25 +83,37 @@ class Writer:
         elif outcome.kind != "done":
             yield from self._ended_early(outcome)
         else:
-            self._write(files.lora, state)
-            yield Saved(state.step, files.lora, final=True)
+            kept = yield from self.keep(files.lora, state, final=True)
+            if kept.refused:
+                text = f"All {state.step} steps are done, but {kept.refused}{_left(kept, 'writes it again')}"
+                yield Finished("failed", state.step, kept.lora, text)
+                return
             yield from write_card(self.plan, self.host.paths())
-            self.host.announce(files.lora)
+            self._announce(files.lora)
             yield from prove(files.lora)
             yield Finished("done", state.step, files.lora, f"Done: {files.lora}")
 
     def _ended_early(self, outcome: Outcome) -> Iterator[Event]:
         step, steps = outcome.state.step, self.plan.steps
-        kind, why, how = "stopped", "Stopped", "resume (train --resume) goes on from there"
-        if outcome.kind == "out of memory":
-            kind, why, how = "failed", f"Out of memory on {self.plan.device}", f"{self._advice()}, then resume (train --resume)"
+        starved = outcome.kind == "out of memory"
+        why = f"Out of memory on {self.plan.device}" if starved else "Stopped"
         if step == 0:
-            yield Finished(kind, 0, None, f"{why} before the first step was done; nothing was trained yet; {how}.")
+            so = f"before anything was saved; {self._advice()}, and start again" if starved else (
+                "before the first step was done; nothing was trained yet; resume (train --resume) begins anew"
+            )  # fmt: skip
+            yield Finished("failed" if starved else "stopped", 0, None, f"{why} {so}.")
             return
-        saved = self.checkpoint(outcome.state)
-        yield saved
-        path = saved.path if isinstance(saved, Saved) else None
-        yield Finished(kind, step, path, f"{why} after step {step} of {steps}; {how}.")
+        kept = yield from self.keep(self.plan.files.checkpoint(step), outcome.state)
+        if kept.refused:
+            what = f"{why} after step {step} of {steps}, but {kept.refused}{_left(kept, 'goes on from there')}"
+        elif starved:
+            what = (
+                f"{why} after step {step} of {steps}; {self._advice()}, and go on: resume with that (train --resume), "
+                f"or start a new run from {kept.lora} (network.start_from)."
+            )
+        else:
+            what = f"{why} after step {step} of {steps}; resume (train --resume) goes on from there."
+        yield Finished("failed" if starved or kept.refused else "stopped", step, kept.lora, what)
 
     def _advice(self) -> str:
         """The cheapest remedy that the configuration has not taken yet."""
@@ -77,24 +127,57 @@ class Writer:
 
     def _diverged(self, state: TrainingState) -> Finished:
         path = self.plan.files.checkpoint(state.step) if state.step else None
-        kept = f"{path} holds the last good weights, of step {state.step}" if path else "nothing was learnt yet"
+        kept = f"{path} holds the last good weights, of step {state.step}" if path else "no step had been saved before"
+        more = "" if self.plan.dtype == torch.float32 else f", or use {self._more_precise()}"
         return Finished(
             "failed",
             state.step,
             path,
             f"Stopped: the loss or its gradient was not a finite number three times in a row; {kept}. "
-            "Lower learning_rate, or use mixed_precision: no.",
+            f"Lower learning_rate{more}, and start again.",
         )
 
-    def _write(self, path: Path, state: TrainingState) -> None:
-        """The LoRA before the state: a run killed in between resumes from the older state and writes the same again."""
-        plan = self.plan
+    def _more_precise(self) -> str:
+        return "mixed_precision: no" if self.plan.lent.owned else "the WebUI with --no-half"
+
+    def _lora_somewhere(self, path: Path, state: TrainingState) -> tuple[Path | None, str]:
+        """Where the LoRA could be written, and why not at `path`."""
+        refused = ""
+        for place in (path.parent, self.plan.files.work, Path(tempfile.gettempdir())):
+            to = path if place == path.parent else free_name(place / path.name)
+            try:
+                self._write_lora(to, state)
+            except Exception as error:
+                _log.error("The LoRA was not written to %s.", to, exc_info=error)
+                refused = refused or in_words(error)
+            else:
+                return to, refused
+        return None, refused
+
+    def _write_lora(self, path: Path, state: TrainingState) -> None:
         write_lora(
             path,
             state.network,
             kohya_name=self.base.kohya_name,
-            metadata=lora_metadata(plan, path.stem, state.step),
-            precision=plan.config.output.precision,
+            metadata=lora_metadata(self.plan, path.stem, state.step),
+            precision=self.plan.config.output.precision,
         )
-        write_state(plan.files, state, resumable_facts(plan))
-        prune(plan.files, plan.config.output.keep_last)
+
+    def _write_state(self, state: TrainingState) -> None:
+        write_state(self.plan.files, state, resumable_facts(self.plan))
+        prune(self.plan.files, self.plan.config.output.keep_last)
+
+    def _announce(self, lora: Path) -> None:
+        """To the host; the file is written, so that whatever happens there is no fault of the run's."""
+        try:
+            self.host.announce(lora)
+        except Exception as error:
+            _log.error("The host did not take note of %s.", lora, exc_info=error)
+
+
+def _left(kept: Kept, resuming: str) -> str:
+    """Where the work is, as sentences after the one that says why it is not where it belongs."""
+    told = f" The LoRA is in {kept.lora} instead." if kept.lora else ""
+    if kept.resumable:
+        told += f" When that is mended, resume (train --resume) {resuming}."
+    return told or " It could be written nowhere else either."

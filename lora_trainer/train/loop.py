@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator
@@ -32,7 +33,10 @@ from lora_trainer.train.memory import is_out_of_memory, peak_memory
 from lora_trainer.train.optimizers import Updater
 from lora_trainer.train.processes import Processes
 from lora_trainer.train.state import TrainingState, capture, restore
+from lora_trainer.train.told import in_words
 from lora_trainer.train.turns import Exclusive, in_turn
+
+_log = logging.getLogger(__name__)
 
 SKIPS_ALLOWED = 3  # non-finite steps in a row before the run is given up: one may be chance, three are not
 
@@ -97,7 +101,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             if is_out_of_memory(error):
                 return Outcome("out of memory", state)
             raise StepBroken(state) from error
-        except RuntimeError as error:  # in the update: half of the weights may be a step further than the others
+        except (RuntimeError, MemoryError) as error:  # in the update: half of the weights may be a step ahead
             if not is_out_of_memory(error):
                 raise
             return Outcome("out of memory", good)
@@ -120,7 +124,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             if (yield from _save(work, state)):
                 good = state
         if orders.sample or last or _due(done, pace.sample_every):
-            yield from _sample(work, done)
+            yield from sampled(work, done)
     return Outcome("done", capture(pace.steps, work.network, work.updater))
 
 
@@ -134,7 +138,7 @@ def _orders(work: Work, step: int) -> Generator[Event, None, Orders]:
         if orders.save and step:
             yield from _save(work, capture(step, work.network, work.updater))
         if orders.sample:
-            yield from _sample(work, step)
+            yield from sampled(work, step)
 
 
 def _save(work: Work, state: TrainingState) -> Generator[Event, None, bool]:
@@ -142,25 +146,25 @@ def _save(work: Work, state: TrainingState) -> Generator[Event, None, bool]:
     try:
         said = work.save(state)
     except Exception as error:
-        said = Told(f"Step {state.step} was not saved, the training goes on: {_told(error)}", "warning")
+        _log.warning("A checkpoint failed.", exc_info=error)
+        said = Told(f"Step {state.step} was not saved, the training goes on: {in_words(error)}", "warning")
     if said:
         yield said
     return not isinstance(said, Told)
 
 
-def _sample(work: Work, step: int) -> Generator[Event, None, None]:
+def sampled(work: Work, step: int) -> Generator[Event, None, None]:
     """Pictures with the weights of `step` steps; one that fails must not cost the training."""
     try:
         drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, step))
     except Exception as error:
-        yield Told(f"No samples were drawn at step {step}, the training goes on: {_told(error)}", "warning")
+        _log.warning("Samples failed.", exc_info=error)
+        remedy = " Lower samples.size, or draw none." if is_out_of_memory(error) else ""
+        text = f"No samples were drawn at step {step}, the training goes on: {in_words(error)}{remedy}"
+        yield Told(text, "warning")
     else:
         if drawn:
             yield drawn
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _due(done: int, every: int) -> bool:

@@ -27,7 +27,7 @@ _DTYPE_ORDER = (
     "U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL",
 )  # fmt: skip
 _UNFINISHED = ".part"  # no host lists files of this ending
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of OSError.errno: the disk, a quota, or a limit is full
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -84,7 +84,7 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
             unfinished.unlink(missing_ok=True)
         _settle(path.parent)
     except OSError as error:
-        raise PlainError(_why_not(path, error)) from error
+        raise PlainError(why_not_written(path, error)) from error
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -137,8 +137,9 @@ def _settle(folder: Path) -> None:
         os.close(handle)
 
 
-def _why_not(path: Path, error: OSError) -> str:
-    if error.errno in _NO_ROOM:
+def why_not_written(path: Path, error: OSError) -> str:
+    """The system's refusal to write there, as a sentence with what to do."""
+    if error.errno in NO_ROOM:
         return f"{path} could not be written: the disk is full; what was there before is unharmed, so free some space."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path} could not be written: the folder or file is closed to this user; choose another folder."

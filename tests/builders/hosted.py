@@ -74,6 +74,33 @@ def hosted_checkpoint(kind: Kind, seed: int, *, v_pred: bool = False) -> dict[st
     return tensors
 
 
+def write_inpainting(path: Path, seed: int = 0) -> Path:
+    """An inpainting model of SD1's structure: its UNet is given a mask and a masked picture too, 9 channels in all."""
+    tensors, described = hosted_checkpoint("sd1", seed), settings("sd1")
+    entry = tensors["model.diffusion_model.input_blocks.0.0.weight"]
+    tensors["model.diffusion_model.input_blocks.0.0.weight"] = entry.repeat(1, 3, 1, 1)[:, :9].contiguous()
+    model = described["model"]
+    model["target"] = "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"
+    model["params"] |= {"conditioning_key": "hybrid", "finetune_keys": None}
+    model["params"]["unet_config"]["params"]["in_channels"] = 9
+    return _written(path, tensors, described)
+
+
+def write_refiner(path: Path, seed: int = 0) -> Path:
+    """A refiner as SDXL's: open_clip's text encoder alone, where the base has two."""
+    tensors, described = hosted_checkpoint("sdxl", seed), settings("sdxl")
+    first, second = "conditioner.embedders.0.", "conditioner.embedders.1."
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(first)}
+    described["model"]["params"]["conditioner_config"]["params"]["emb_models"].pop(0)
+    return _written(path, {name.replace(second, first): tensor for name, tensor in kept.items()}, described)
+
+
+def _written(path: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> Path:
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, str(path))
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    return path
+
+
 def settings(kind: Kind, v_pred: bool = False) -> dict[str, Any]:
     """What the WebUI builds the model by; the schedule and names are those of the published configurations."""
     if kind == "sdxl":

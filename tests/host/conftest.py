@@ -79,3 +79,12 @@ def sd1(webui: WebUI) -> WebUI:
     """The server with sd1 loaded."""
     webui.options(sd_model_checkpoint="sd1.safetensors")
     return webui
+
+
+@pytest.fixture
+def as_before(sd1: WebUI) -> Iterator[WebUI]:
+    """The host, which after the test must be as it was before."""
+    picture, before = sd1.draw().tobytes(), sd1.traces()
+    yield sd1
+    assert sd1.traces() == before
+    assert sd1.draw().tobytes() == picture

@@ -13,6 +13,9 @@ from typing import Any
 from lora_trainer.contracts import LentModel, ModelAway, PlainError, SampleOrder
 from lora_trainer.hosts import beside
 from lora_trainer.hosts.a1111 import A1111
+from tests.host.breaking import break_engine, mend_engine
+
+__all__ = ["break_engine", "mend_engine"]  # called by name like what stands here
 
 
 def ready() -> bool:
@@ -20,6 +23,13 @@ def ready() -> bool:
     from modules import sd_models
 
     return sd_models.model_data.sd_model is not None
+
+
+def loaded_checkpoint() -> str:
+    """The title of the model in memory."""
+    from modules import sd_models
+
+    return sd_models.model_data.sd_model.sd_checkpoint_info.title
 
 
 def weights() -> dict[str, Any]:
@@ -31,7 +41,7 @@ def weights() -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     modules = list(model.modules())
     return {
         "digest": digest.hexdigest(),
@@ -308,32 +318,6 @@ def on_device() -> str | None:
     from modules import lowvram
 
     return None if lowvram.module_in_gpu is None else type(lowvram.module_in_gpu).__name__
-
-
-_WHOLE: dict[str, Any] = {}
-
-
-def break_engine(where: str) -> None:
-    """Let the engine fail at the next loss or the next write, by an error that nobody foresees."""
-    from lora_trainer.jobs import writer
-    from lora_trainer.train.diffusion_loss import DiffusionLoss
-
-    def fails(*_: Any, **__: Any) -> Any:
-        raise ZeroDivisionError("made for the test")
-
-    _WHOLE.update(loss=DiffusionLoss.__call__, write=writer.write_lora)
-    if where == "step":
-        DiffusionLoss.__call__ = fails
-    else:
-        writer.write_lora = fails
-
-
-def mend_engine() -> None:
-    """Undo `break_engine`."""
-    from lora_trainer.jobs import writer
-    from lora_trainer.train.diffusion_loss import DiffusionLoss
-
-    DiffusionLoss.__call__, writer.write_lora = _WHOLE["loss"], _WHOLE["write"]
 
 
 def paths() -> dict[str, Any]:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.builders.hosted import write_inpainting, write_refiner
 from tests.builders.runs import write_pictures
 from tests.host.test_training import learnt
 from tests.host.webui import Refused, WebUI, prepare
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture
-def as_before(sd1: WebUI) -> Iterator[WebUI]:
-    """The host, which after the test must be as it was before."""
-    picture, before = sd1.draw().tobytes(), sd1.traces()
-    yield sd1
-    assert sd1.traces() == before
-    assert sd1.draw().tobytes() == picture
 
 
 def faults(server: WebUI, **settings: object) -> str:
@@ -66,6 +58,43 @@ def test_a_name_that_is_taken_is_numbered(as_before: WebUI) -> None:
         job = as_before.wait(as_before.train(output__name="taken", train__steps=2))
     assert job["lora"] == "taken-2"
     assert as_before.lora("taken").exists()
+
+
+@pytest.mark.parametrize(
+    ("write", "words"), [(write_inpainting, "an inpainting model"), (write_refiner, "the SDXL refiner")]
+)
+def test_a_model_that_is_not_supported(as_before: WebUI, write: Callable[..., Path], words: str) -> None:
+    name = f"{write.__name__}.safetensors"
+    write(as_before.data / "models" / "Stable-diffusion" / name, seed=8)
+    as_before.post("/sdapi/v1/refresh-checkpoints")
+    as_before.options(sd_model_checkpoint=name)
+    assert name in as_before.inside("loaded_checkpoint")
+    before = as_before.traces()
+    said = faults(as_before)
+    assert words in said
+    assert name in said
+    assert "choose" in said
+    assert as_before.traces() == before
+    as_before.options(sd_model_checkpoint="sd1.safetensors")
+
+
+def test_no_checkpoint_at_all(request: pytest.FixtureRequest, python: Path, data: Path, tmp_path: Path) -> None:
+    """The WebUI starts without one; a sentence says so, and once a checkpoint is there all goes on."""
+    own = prepare(tmp_path / "empty")
+    write_pictures(own / "pictures")
+    server = WebUI(Path(request.config.getoption("--webui")), python, own, loads=False)
+    try:
+        for _ in range(2):
+            said = faults(server, output__name="first")
+            assert "no checkpoint" in said
+            assert "models/Stable-diffusion" in said
+        for name in ("sd1.safetensors", "sd1.yaml"):
+            shutil.copy(data / "models" / "Stable-diffusion" / name, own / "models" / "Stable-diffusion")
+        server.post("/sdapi/v1/refresh-checkpoints")
+        server.wait(server.train(output__name="first"))
+        assert server.draw().getbbox()
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("where", ["step", "save"])

@@ -227,6 +227,15 @@ def test_bad_input_is_one_sentence_before_anything_is_written(
     assert sorted(path.name for path in folder.iterdir()) == ["blue.JPG", "red.png", "sub"]
 
 
+def test_a_folder_closed_to_writing_is_told_before_a_model_is_looked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.access  # folders are never closed to root, as whom tests may run
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and real(path, mode))
+    with pytest.raises(PlainError, match="closed to writing"):
+        run(CaptionConfig(input=str(folder), model="blip-base", models=str(folder / "none")))
+
+
 def test_a_table_elsewhere_is_found_by_its_name(folder: Path, tagger: Path, tmp_path: Path) -> None:
     table = tmp_path / "tables" / "mine.csv"
     end = run(CaptionConfig(input=str(folder), output=str(table), model=str(tagger), device="cpu"))[-1]

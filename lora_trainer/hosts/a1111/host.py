@@ -149,6 +149,8 @@ class A1111:
             runs=data / "lora_trainer" / "runs",
             checkpoints=tuple(folders),
             allowed=(data, every_model, loras_folder, *folders, *added),
+            widened_by="add yours in Settings > LoRA Trainer",
+            at_the_machine=not flags.webui_is_non_local,
         )
 
 

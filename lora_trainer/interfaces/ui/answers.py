@@ -54,7 +54,7 @@ def started(registry: Registry, values: Mapping[str, Any]) -> Answer:
         if "data.folder" not in raw:
             raise PlainError("No folder with images is named; name one, or drop images into the form.")
         _, raw = with_strength(registry, raw, values.get("strength"))
-        job = registry.submit(raw)
+        job = registry.submit(raw, by_page=True)
     except PlainError as error:
         return faults(error)
     return {"kind": "started", "id": job.id}
@@ -65,14 +65,14 @@ def with_strength(registry: Registry, raw: dict[str, Any], strength: str | None)
 
     A length that is given in steps or epochs is kept. Raises PlainError.
     """
-    plan = registry.plan(raw)
+    plan = registry.plan(raw, by_page=True)
     if strength is None or "train.steps" in raw or "train.epochs" in raw:
         return plan, raw
     steps = steps_of(strength, plan.steps)
     if steps == plan.steps:
         return plan, raw
     raw = raw | {"train.steps": steps}
-    return registry.plan(raw), raw
+    return registry.plan(raw, by_page=True), raw
 
 
 def told(registry: Registry, plan: Plan) -> Answer:

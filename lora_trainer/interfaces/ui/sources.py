@@ -78,7 +78,8 @@ def _recipe_of(named: str, paths: HostPaths) -> dict[str, Any]:
         path = paths.loras / path
     if not path.is_file():
         raise PlainError(f"There is no LoRA {path}; check the spelling.")
-    if paths.allowed is not None and not any(path.resolve().is_relative_to(one.resolve()) for one in paths.allowed):
+    limited = paths.allowed is not None and not paths.at_the_machine
+    if limited and not any(path.resolve().is_relative_to(one.resolve()) for one in paths.allowed or ()):
         raise PlainError(f"{path} lies outside of the folders that may be named here; copy it into the LoRA folder.")
     recipe = recipe_in(path)
     if not recipe:
