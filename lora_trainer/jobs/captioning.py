@@ -19,6 +19,7 @@ from lora_trainer.data.caption_files import CaptionFiles, Sidecars, Table
 from lora_trainer.data.captions import one_line, with_trigger
 from lora_trainer.data.images import load_rgb
 from lora_trainer.data.scan import Item, Scan, scan
+from lora_trainer.demo.show import ASSETS
 from lora_trainer.train.control import Controls
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def captioner_for(config: CaptionConfig, host: Host) -> Captioner:
     """The captioner that the options name, on the device that they or the host name. Raises PlainError."""
     device = _device(config, host)
     if config.model == "demo":
-        return Blip("demo", Path(__file__).parents[1] / "demo" / "assets" / "captioner", device)
+        return Blip("demo", ASSETS / "captioner", device)
     hosted = host.captioners(threshold=config.threshold, download=config.download)
     return captioner_of(config, device, hosted)
 

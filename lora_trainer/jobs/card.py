@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from lora_trainer.contracts import HostPaths, PlainError, Told
 from lora_trainer.jobs.plan import Plan
+from lora_trainer.jobs.recipe import tag_counts
 from lora_trainer.weights.write import write_whole
 
 PREFERRED_WEIGHT = 0.8
@@ -42,8 +42,7 @@ def activation_text(plan: Plan) -> str:
     """What to write into a prompt to call the LoRA: the trigger word, else the tag that most captions share."""
     if plan.config.data.trigger:
         return plan.config.data.trigger
-    tags = Counter(tag for item in plan.data.items for tag in {t.strip() for t in item.caption.split(",")} if tag)
-    return next((tag for tag, count in tags.most_common(1) if count > 1), "")
+    return next((tag for tag, count in tag_counts(plan.data.items).most_common(1) if count > 1), "")
 
 
 def _card(plan: Plan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
+from lora_trainer.demo.show import ASSETS
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs.checkup import summary
@@ -146,7 +147,7 @@ def plan_run(
 
 def _base(config: RunConfig, host: Host) -> LentModel:
     if config.model.base == "demo":
-        path: Path | None = Path(__file__).parents[1] / "demo" / "assets" / "scenes.safetensors"
+        path: Path | None = ASSETS / "scenes.safetensors"
     else:
         path = host.base_file(config.model.base)
     lent = host.lend() if path is None else lend_file(path)

@@ -91,7 +91,7 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             shuffle_captions=data.shuffle_captions,
             keep_tokens=data.keep_tokens,
             flip=data.flip,
-            tag_frequency=_tags(plan.data.items),
+            tag_frequency=tag_counts(plan.data.items),
             buckets=plan.data.bucket_counts(),
             recipe=recipe(plan),
         )
@@ -139,7 +139,7 @@ def what_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _tags(items: Sequence[Item]) -> Counter[str]:
+def tag_counts(items: Sequence[Item]) -> Counter[str]:
     """How many images each comma-separated tag of the captions stands at."""
     return Counter(tag for item in items for tag in {tag.strip() for tag in item.caption.split(",")} if tag)
 

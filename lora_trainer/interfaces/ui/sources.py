@@ -72,15 +72,15 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
 def _recipe_of(named: str, paths: HostPaths) -> dict[str, Any]:
     """The recipe of a LoRA by its path, or by its name in the folder of LoRA."""
     from lora_trainer.jobs.inspect import recipe_in
+    from lora_trainer.jobs.limits import check_allowed
 
     path = Path(named).expanduser()
     if not path.is_absolute() and paths.loras is not None:
         path = paths.loras / path
     if not path.is_file():
         raise PlainError(f"There is no LoRA {path}; check the spelling.")
-    limited = paths.allowed is not None and not paths.at_the_machine
-    if limited and not any(path.resolve().is_relative_to(one.resolve()) for one in paths.allowed or ()):
-        raise PlainError(f"{path} lies outside of the folders that may be named here; copy it into the LoRA folder.")
+    if not paths.at_the_machine:
+        check_allowed(str(path), paths, "The LoRA")
     recipe = recipe_in(path)
     if not recipe:
         raise PlainError(f"{path.name} carries no recipe of this trainer; set the form by hand.")
