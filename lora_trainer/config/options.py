@@ -35,48 +35,65 @@ def option(default: Any, help: str, **more: Any) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     base: str = option(
-        "", "Checkpoint to train on: a .safetensors or .ckpt file, a diffusers folder, or 'demo' (the built-in); "
+        "",
+        "Checkpoint to train on: a .safetensors or .ckpt file, a diffusers folder, or 'demo' (the built-in); "
         "empty, inside a WebUI, is the checkpoint it has loaded.",
-        alias="base_model", elsewhere=("pretrained_model_name_or_path",),
+        alias="base_model",
+        elsewhere=("pretrained_model_name_or_path",),
     )
     prediction: Literal["auto", "epsilon", "v_prediction"] = option(
-        "auto", "What the UNet predicts; leave it to 'auto' unless the file cannot tell and you know better.",
+        "auto",
+        "What the UNet predicts; leave it to 'auto' unless the file cannot tell and you know better.",
         advanced=True,
     )
     zero_terminal_snr: Literal["auto", "yes", "no"] = option(
         "auto", "Whether the noise schedule ends in pure noise; 'auto' reads it from the checkpoint.", advanced=True
     )
     clip_skip: int | None = option(
-        None, "Take the text states this many layers from the end (1 = last), as 'Clip skip' in the WebUI does.",
-        unit="layers", low=1, high=12, advanced=True,
+        None,
+        "Take the text states this many layers from the end (1 = last), as 'Clip skip' in the WebUI does.",
+        unit="layers",
+        low=1,
+        high=12,
+        advanced=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     folder: str = option(
-        "", "Folder with the training images; sub-folders count too.", alias="train_data_dir",
+        "",
+        "Folder with the training images; sub-folders count too.",
+        alias="train_data_dir",
         elsewhere=("image_dir", "instance_data_dir"),
     )
     metadata: str | None = option(
-        None, "CSV file with the columns filename,prompt; without it captions come from files beside the images.",
+        None,
+        "CSV file with the columns filename,prompt; without it captions come from files beside the images.",
         alias="metadata_path",
     )
     resolution: int | None = option(
-        None, "Side of the square whose area every bucket keeps; empty takes the base model's own.",
-        unit="px", low=64, high=4096, alias="resolution",
+        None,
+        "Side of the square whose area every bucket keeps; empty takes the base model's own.",
+        unit="px",
+        low=64,
+        high=4096,
+        alias="resolution",
     )
     batch_size: int = option(
-        2, "Images trained on at once; more is steadier and needs more memory.", unit="images", low=1, high=256,
-        alias="batch_size", elsewhere=("train_batch_size",),
+        2,
+        "Images trained on at once; more is steadier and needs more memory.",
+        unit="images",
+        low=1,
+        high=256,
+        alias="batch_size",
+        elsewhere=("train_batch_size",),
     )
     repeats: int = option(1, "How often each image is seen in an epoch.", unit="times", low=1, high=1000)
     buckets: bool = option(
         True, "Keep each image's shape by sorting into aspect buckets; off crops all to squares.", advanced=True
     )
-    bucket_step: int = option(
-        64, "Sides of buckets are multiples of this.", unit="px", low=8, high=256, advanced=True
-    )
+    bucket_step: int = option(64, "Sides of buckets are multiples of this.", unit="px", low=8, high=256, advanced=True)
     upscale: bool = option(False, "Enlarge images smaller than their bucket.", advanced=True)
     trigger: str = option("", "Word put in front of every caption, to call the LoRA by.")
     shuffle_captions: bool = option(False, "Shuffle the comma-separated tags of a caption each time.", advanced=True)
@@ -84,12 +101,16 @@ class DataConfig:
         0, "This many tags at the start stay in place when shuffling.", unit="tags", low=0, high=100, advanced=True
     )
     caption_dropout: float = option(
-        0.05, "Share of times an image is shown without its caption, so that guidance keeps working.",
-        low=0.0, high=1.0, advanced=True,
+        0.05,
+        "Share of times an image is shown without its caption, so that guidance keeps working.",
+        low=0.0,
+        high=1.0,
+        advanced=True,
     )
     flip: bool = option(False, "Show each image mirrored half of the times; not for text or asymmetric faces.")
     cache: Literal["memory", "disk", "none"] = option(
-        "memory", "Where encoded images are kept: memory, disk (survives the run), or encode anew at each step.",
+        "memory",
+        "Where encoded images are kept: memory, disk (survives the run), or encode anew at each step.",
         advanced=True,
     )
 
@@ -98,42 +119,67 @@ class DataConfig:
 class NetworkConfig:
     kind: Literal["lora"] = option("lora", "Which low-rank form to train.")
     rank: int = option(
-        16, "Inner width r of the update; the file grows with it.", low=1, high=1024, alias="lora_rank",
+        16,
+        "Inner width r of the update; the file grows with it.",
+        low=1,
+        high=1024,
+        alias="lora_rank",
         elsewhere=("network_dim",),
     )
     alpha: float | None = option(
-        None, "The update is scaled by alpha / rank; empty takes half of the rank.", low=0.001, high=4096,
-        alias="lora_alpha", elsewhere=("network_alpha",),
+        None,
+        "The update is scaled by alpha / rank; empty takes half of the rank.",
+        low=0.001,
+        high=4096,
+        alias="lora_alpha",
+        elsewhere=("network_alpha",),
     )
     targets: Literal["attention", "linear", "all"] = option(
         "attention", "Layers to adapt: attention only, every linear layer, or convolutions too.", alias="lora_target"
     )
     dropout: float = option(
-        0.0, "Chance that an input of the update is zeroed in a step.", low=0.0, high=0.95, advanced=True,
+        0.0,
+        "Chance that an input of the update is zeroed in a step.",
+        low=0.0,
+        high=0.95,
+        advanced=True,
         alias="lora_dropout",
     )
     start_from: str | None = option(
-        None, "LoRA file to go on from (kohya or diffusers names); another rank is fitted to this one.",
-        alias="lora_path", elsewhere=("network_weights",),
+        None,
+        "LoRA file to go on from (kohya or diffusers names); another rank is fitted to this one.",
+        alias="lora_path",
+        elsewhere=("network_weights",),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     epochs: int | None = option(
-        None, "How often the whole data set is seen; empty chooses by the number of images.", low=1, high=100000,
-        alias="epochs", elsewhere=("max_train_epochs", "num_train_epochs"),
+        None,
+        "How often the whole data set is seen; empty chooses by the number of images.",
+        low=1,
+        high=100000,
+        alias="epochs",
+        elsewhere=("max_train_epochs", "num_train_epochs"),
     )
     steps: int | None = option(
         None, "Optimizer steps, instead of epochs.", unit="steps", low=1, high=10_000_000, alias="max_train_steps"
     )
     learning_rate: float = option(
-        1e-4, "Peak learning rate of the UNet's LoRA.", low=0.0, high=10.0, alias="learning_rate",
+        1e-4,
+        "Peak learning rate of the UNet's LoRA.",
+        low=0.0,
+        high=10.0,
+        alias="learning_rate",
         elsewhere=("unet_lr",),
     )
     text_encoder_learning_rate: float | None = option(
-        None, "Peak learning rate of the text encoders' LoRA; 0 leaves them alone; empty takes the family's.",
-        low=0.0, high=10.0, alias="text_encoder_lr",
+        None,
+        "Peak learning rate of the text encoders' LoRA; 0 leaves them alone; empty takes the family's.",
+        low=0.0,
+        high=10.0,
+        alias="text_encoder_lr",
     )
     schedule: Literal["cosine", "constant", "linear"] = option(
         "cosine", "Course of the learning rate after warm-up.", alias="lr_scheduler"
@@ -143,8 +189,12 @@ class TrainConfig:
     )
     weight_decay: float = option(0.01, "AdamW's decay of the LoRA weights.", low=0.0, high=10.0, advanced=True)
     gradient_accumulation_steps: int = option(
-        1, "Micro-batches added up before each optimizer step; imitates a larger batch.", unit="micro-batches",
-        low=1, high=1024, alias="gradient_accumulation_steps",
+        1,
+        "Micro-batches added up before each optimizer step; imitates a larger batch.",
+        unit="micro-batches",
+        low=1,
+        high=1024,
+        alias="gradient_accumulation_steps",
     )
     max_gradient_norm: float = option(
         1.0, "Gradients are scaled down to this norm; 0 lets them pass.", low=0.0, high=1000.0, advanced=True
@@ -153,11 +203,15 @@ class TrainConfig:
         5.0, "Weight of the timesteps after Hang et al. 2023; 0 weighs all alike.", low=0.0, high=100.0, advanced=True
     )
     noise_offset: float = option(
-        0.0, "Shift of the noise's mean per channel, for darker darks and brighter brights.", low=0.0, high=1.0,
+        0.0,
+        "Shift of the noise's mean per channel, for darker darks and brighter brights.",
+        low=0.0,
+        high=1.0,
         advanced=True,
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
-        "auto", "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
+        "auto",
+        "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
         alias="mixed_precision",
     )
     gradient_checkpointing: bool = option(
@@ -171,19 +225,29 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     directory: str | None = option(
-        None, "Folder for the LoRA, its checkpoints and its log; empty is the WebUI's own for LoRA, or output/my_lora.",
+        None,
+        "Folder for the LoRA, its checkpoints and its log; empty is the WebUI's own for LoRA, or output/my_lora.",
         alias="output_dir",
     )
     name: str | None = option(
-        None, "Name of the LoRA; empty takes the last part of the folder, or of the images' where no folder is given.",
+        None,
+        "Name of the LoRA; empty takes the last part of the folder, or of the images' where no folder is given.",
         alias="output_name",
     )
     save_steps: int | None = option(
-        None, "Write a checkpoint every so many steps; empty writes ten over the run; 0 only the last.",
-        unit="steps", low=0, high=10_000_000, alias="save_steps",
+        None,
+        "Write a checkpoint every so many steps; empty writes ten over the run; 0 only the last.",
+        unit="steps",
+        low=0,
+        high=10_000_000,
+        alias="save_steps",
     )
     keep_last: int = option(
-        3, "Checkpoints kept; older ones are removed; 0 keeps all.", unit="checkpoints", low=0, high=10000,
+        3,
+        "Checkpoints kept; older ones are removed; 0 keeps all.",
+        unit="checkpoints",
+        low=0,
+        high=10000,
         advanced=True,
     )
     precision: Literal["fp16", "bf16", "fp32"] = option("fp16", "Number format of the LoRA file.", advanced=True)
@@ -195,8 +259,11 @@ class SampleConfig:
     prompts: tuple[str, ...] = option((), "Prompts drawn at step 0 and as the training goes on; none draws nothing.")
     negative: str = option("", "Negative prompt of the samples.", advanced=True)
     every: int = option(
-        0, "Draw samples every so many steps; 0 draws at the start, at each checkpoint and at the end.",
-        unit="steps", low=0, high=10_000_000,
+        0,
+        "Draw samples every so many steps; 0 draws at the start, at each checkpoint and at the end.",
+        unit="steps",
+        low=0,
+        high=10_000_000,
     )
     size: int | None = option(
         None, "Side of the samples; empty takes the training resolution.", unit="px", low=64, high=4096, advanced=True
@@ -211,7 +278,9 @@ class RunConfig:
     """A whole run. `task` decides which families may be trained upon."""
 
     task: Literal["stable-diffusion", "text-generation"] = option(
-        "stable-diffusion", "What is trained: an image model, or a language model.", alias="task_type",
+        "stable-diffusion",
+        "What is trained: an image model, or a language model.",
+        alias="task_type",
         synonyms={"text-to-image": "stable-diffusion", "image-generation": "stable-diffusion"},
     )
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -85,6 +85,7 @@ class Table:
         replace_text(self.path, self._mark + text.getvalue(), keep=self._keeps)
         self._changed, self._keeps = False, False
 
+
 class Sidecars:
     """A text file beside each image."""
 

@@ -10,9 +10,7 @@ from lora_trainer.data.captions import file_name, read_text, spelled
 
 MASK = "-masklabel"  # behind the stem of an image's name: its mask, as OneTrainer names it
 EXCLUDED = "lora_trainer_excluded.txt"
-HEADING = (
-    "# Images that are not trained on, one name a line, relative to this folder; take a line out to have it back."
-)
+HEADING = "# Images that are not trained on, one name a line, relative to this folder; take a line out to have it back."
 
 
 def without_masks(images: Sequence[str]) -> list[str]:

@@ -25,8 +25,18 @@ PIXEL_LIMIT = 2 * (1024 * 1024 * 1024 // 4 // 3)
 
 # What Pillow's readers raise on damaged or hostile files; it does not wrap them in one class.
 _DAMAGED = (
-    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
-    struct.error, zlib.error, Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
 )
 
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4: 1 upright, 5 to 8 lie on their side

@@ -64,9 +64,7 @@ class Scan:
     not_unicode: tuple[Path, ...] = ()  # caption files whose encoding had to be guessed
 
 
-def scan(
-    folder: Path, metadata: Path | None = None, size_of: Callable[[Path], tuple[int, int]] = image_size
-) -> Scan:
+def scan(folder: Path, metadata: Path | None = None, size_of: Callable[[Path], tuple[int, int]] = image_size) -> Scan:
     """Find the images of a folder and its sub-folders, with their captions.
 
     Masks (see `excluded.MASK`) and images that lora_trainer_excluded.txt names are passed by. Captions come from

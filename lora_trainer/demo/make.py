@@ -20,11 +20,22 @@ from lora_trainer.demo.paint import grid, paint
 from lora_trainer.demo.words import clip_tokenizer
 
 PROMPTS = (
-    "a red house in a field by day", "a blue car in a desert by day", "a white cat in the snow at night",
-    "a yellow fish at the sea at sunset", "a purple flower in a field at sunset", "a green tree in a desert at night",
-    "an orange boat at the sea by day", "a red balloon in the snow by day", "a blue cat at the sea at night",
-    "a white house in a desert at sunset", "a green fish in the snow by day", "an orange flower at the sea at night",
-    "a purple car in a field at sunset", "a yellow boat in the snow by day", "a red tree", "blue balloon, desert",
+    "a red house in a field by day",
+    "a blue car in a desert by day",
+    "a white cat in the snow at night",
+    "a yellow fish at the sea at sunset",
+    "a purple flower in a field at sunset",
+    "a green tree in a desert at night",
+    "an orange boat at the sea by day",
+    "a red balloon in the snow by day",
+    "a blue cat at the sea at night",
+    "a white house in a desert at sunset",
+    "a green fish in the snow by day",
+    "an orange flower at the sea at night",
+    "a purple car in a field at sunset",
+    "a yellow boat in the snow by day",
+    "a red tree",
+    "blue balloon, desert",
 )
 """What the progress sheets show."""
 

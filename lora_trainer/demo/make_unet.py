@@ -51,9 +51,9 @@ def encode_scenes(vae: AutoencoderKL, count: int, seed: int) -> tuple[Tensor, Te
 def caption_ids() -> Tensor:
     """Token ids of every scene in every phrasing, (scenes, PHRASINGS + 1, 77); the last phrasing is no caption."""
     tokenize = clip_tokenizer()
-    return torch.stack([
-        tokenize([*(scenes.caption(s, i) for i in range(scenes.PHRASINGS)), ""]) for s in scenes.every_scene()
-    ])
+    return torch.stack(
+        [tokenize([*(scenes.caption(s, i) for i in range(scenes.PHRASINGS)), ""]) for s in scenes.every_scene()]
+    )
 
 
 def _phrasing(count: int, dropout: float, rng: torch.Generator) -> Tensor:
@@ -86,7 +86,11 @@ class Pair(nn.Module):
 
 
 def train_unet(
-    folder: Path, vae: AutoencoderKL, seed: int, minutes: float | None, recipe: UnetRecipe,
+    folder: Path,
+    vae: AutoencoderKL,
+    seed: int,
+    minutes: float | None,
+    recipe: UnetRecipe,
     look: Callable[[Pair, int], None],
 ) -> Pair:
     """Trains, or goes on training, the pair kept in `folder`; returns its average. `look` is called now and then."""
@@ -109,8 +113,16 @@ def train_unet(
     weights = min_snr(levels, recipe.gamma)
 
     def keep() -> None:
-        write({"pair": pair.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-               "pace": pace.state(), "rng": rng.get_state()}, kept)
+        write(
+            {
+                "pair": pair.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "pace": pace.state(),
+                "rng": rng.get_state(),
+            },
+            kept,
+        )
 
     running = 0.0
     while pace.tick(optimizer):

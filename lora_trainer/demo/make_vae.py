@@ -63,7 +63,7 @@ class VaeRecipe:
 def _cropped(pictures: Tensor, side: int, rng: torch.Generator) -> Tensor:
     """A random square of `side` pixels from each picture (B, 3, H, W)."""
     corners = torch.randint(pictures.shape[-1] - side + 1, (len(pictures), 2), generator=rng).tolist()
-    return torch.stack([p[:, y:y + side, x:x + side] for p, (y, x) in zip(pictures, corners, strict=True)])
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, corners, strict=True)])
 
 
 def _varied(pictures: Tensor, rng: torch.Generator) -> Tensor:
@@ -119,8 +119,16 @@ def train_vae(folder: Path, device: torch.device, seed: int, minutes: float | No
         pictures = _pool(folder / "pool.pt", recipe, seed)
 
         def keep() -> None:
-            write({"vae": vae.state_dict(), "reader": reader.state_dict(), "optimizer": optimizer.state_dict(),
-                   "pace": pace.state(), "rng": rng.get_state()}, kept)
+            write(
+                {
+                    "vae": vae.state_dict(),
+                    "reader": reader.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "pace": pace.state(),
+                    "rng": rng.get_state(),
+                },
+                kept,
+            )
 
         while pace.tick(optimizer):
             whole = pace.progress > 1 - recipe.whole

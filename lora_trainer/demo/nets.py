@@ -29,16 +29,27 @@ VAE_CHANNELS = (64, 64, 64, 64)
 def new_vae() -> AutoencoderKL:
     """Pictures (B, 3, H, W) in -1..1 to latents (B, 4, H/8, W/8) and back."""
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, norm_num_groups=32, layers_per_block=1, sample_size=128,
-        block_out_channels=VAE_CHANNELS, scaling_factor=SCALE,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        norm_num_groups=32,
+        layers_per_block=1,
+        sample_size=128,
+        block_out_channels=VAE_CHANNELS,
+        scaling_factor=SCALE,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
     )
 
 
 def new_unet() -> UNet2DConditionModel:
     """Noisy latents (B, 4, h, w), steps (B,) and text (B, 77, WIDTH) to the noise in them (B, 4, h, w)."""
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=UNET_CHANNELS,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=UNET_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=WIDTH,
@@ -48,14 +59,29 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_text_encoder() -> CLIPTextModel:
     """Token ids (B, 77) to text (B, 77, WIDTH), which is the last hidden state after its norm."""
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH, num_hidden_layers=2,
-        num_attention_heads=WIDTH // 64,  # CLIP's rule: one head for every 64 channels
-        max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407,
-    ))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=WIDTH // 64,  # CLIP's rule: one head for every 64 channels
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+            bos_token_id=49406,
+            eos_token_id=49407,
+        )
+    )
 
 
 def new_scheduler() -> DDPMScheduler:
     """Stable Diffusion 1's noise schedule (LDM v1-inference.yaml, linear_start and linear_end)."""
-    return DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                         prediction_type="epsilon", clip_sample=False)
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        clip_sample=False,
+    )

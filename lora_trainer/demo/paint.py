@@ -19,9 +19,15 @@ from lora_trainer.demo.nets import SCALE, new_scheduler
 
 @torch.no_grad()
 def paint(
-    vae: AutoencoderKL, unet: nn.Module | UNet2DConditionModel, text_encoder: nn.Module,
-    tokenize: Callable[[Sequence[str]], Tensor], prompts: Sequence[str], seed: int,
-    steps: int = 20, guidance: float = 5.0, side: int = 128,
+    vae: AutoencoderKL,
+    unet: nn.Module | UNet2DConditionModel,
+    text_encoder: nn.Module,
+    tokenize: Callable[[Sequence[str]], Tensor],
+    prompts: Sequence[str],
+    seed: int,
+    steps: int = 20,
+    guidance: float = 5.0,
+    side: int = 128,
 ) -> list[Image.Image]:
     """One RGB picture of `side` pixels for each prompt; `steps` is UNet passes, `guidance` the CFG scale."""
     device = next(vae.parameters()).device

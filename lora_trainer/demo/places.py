@@ -115,6 +115,8 @@ def heaven(time: str, rng: np.random.Generator) -> list[Shape]:
     shapes = [oval(sun, x, y, 0.09, 0.09)]
     for _ in range(2):
         cx, cy, size = rng.random(), rng.uniform(0.08, 0.34), rng.uniform(0.035, 0.055)
-        shapes += [oval(cloud, cx + dx * size, cy + dy * size, rx * size, ry * size, traced=False)
-                   for dx, dy, rx, ry in ((-1.2, 0, 1.1, 0.6), (0, -0.4, 1.2, 0.9), (1.2, 0, 1.1, 0.6))]
+        shapes += [
+            oval(cloud, cx + dx * size, cy + dy * size, rx * size, ry * size, traced=False)
+            for dx, dy, rx, ry in ((-1.2, 0, 1.1, 0.6), (0, -0.4, 1.2, 0.9), (1.2, 0, 1.1, 0.6))
+        ]
     return shapes

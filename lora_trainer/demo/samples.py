@@ -18,12 +18,17 @@ COUNT = 30
 
 def sample_scenes() -> list[scenes.Scene]:
     """Thirty scenes in which each object, colour, place and time comes about equally often, in ever new company."""
+
     def pick(table: dict, index: int) -> str:
         return list(table)[index % len(table)]
 
     return [
-        scenes.Scene(pick(scenes.objects, i), pick(scenes.colours, i + i // 8), pick(scenes.places, i + i // 4),
-                     pick(scenes.times, i + i // 3))
+        scenes.Scene(
+            pick(scenes.objects, i),
+            pick(scenes.colours, i + i // 8),
+            pick(scenes.places, i + i // 4),
+            pick(scenes.times, i + i // 3),
+        )
         for i in range(COUNT)
     ]
 

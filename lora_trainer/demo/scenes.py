@@ -168,6 +168,7 @@ PHRASINGS = 7
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """One scene, each object, colour, place and time equally likely."""
+
     def pick(table: dict) -> str:
         return list(table)[int(rng.integers(len(table)))]
 

@@ -82,7 +82,24 @@ def build_vae(loan: Loan, header: Mapping[str, TensorInfo]) -> AutoencoderKL:
     for name, place in places.items():
         # LDM computes the attention with 1x1 convolutions
         loan.place(vae, name, place.key, _without_window if is_vae_attention(name) else None)
+    _decode_as_given(vae.decoder)
     return vae.eval()
+
+
+def _decode_as_given(decoder: Any) -> None:
+    """Let the decoder keep the precision of what it is given.
+
+    Older versions of diffusers narrow the picture to the dtype in which the blocks are stored, which for a lent VAE is
+    not the one that they compute in.
+    """
+
+    def forward(sample: Tensor, latent_embeds: Tensor | None = None) -> Tensor:
+        sample = decoder.mid_block(decoder.conv_in(sample), latent_embeds)
+        for block in decoder.up_blocks:
+            sample = block(sample, latent_embeds)
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(sample)))
+
+    decoder.forward = forward
 
 
 def _without_window(weight: Tensor) -> Tensor:

@@ -40,9 +40,7 @@ class DiffusionLoss:
         alphas = self.base.alphas_cumprod.to(device)[timesteps]
         with self._dropout_seeded(batch):
             text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
-            predicted = self.base.predict(
-                add_noise(latents, noise, alphas), timesteps, text, batch.sizes.to(device)
-            )
+            predicted = self.base.predict(add_noise(latents, noise, alphas), timesteps, text, batch.sizes.to(device))
         prediction = self.base.facts.prediction
         error = (predicted.float() - target(prediction, latents, noise, alphas)).square().mean(dim=(1, 2, 3))
         if self.min_snr_gamma > 0:

@@ -19,9 +19,15 @@ WANTED = "choose a checkpoint in .safetensors (or .ckpt, .pt) format"
 # little-endian uint32 and so reversed on disk.
 _LLAMA_MAGICS = {b"GGUF": "GGUF", b"lmgg": "GGML", b"fmgg": "GGML", b"tjgg": "GGML", b"algg": "GGML"}
 _OTHER_MAGICS = {
-    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"RIFF": "a WebP picture or a sound file",
-    b"GIF8": "a GIF picture", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"\x1f\x8b": "a gzip archive",
-    b"%PDF": "a PDF document", b"version https://git-lfs": "a Git LFS pointer, not the file it points to",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"RIFF": "a WebP picture or a sound file",
+    b"GIF8": "a GIF picture",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF document",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it points to",
 }
 
 
