@@ -181,6 +181,7 @@ class Batch:
     text: TextStates | None  # None where the text encoders are trained and the loss encodes
     sizes: Tensor  # (B, 6) pixels: original height, width, crop top, left, target height, width (SDXL's time_ids)
     weights: Tensor  # (B,) float32 factor of each sample's loss
+    mask: Tensor | None = None  # (B, 1, h, w) float32: how much each latent cell counts, 0 to 1; None: all alike
 
 
 class Batches(Protocol):
@@ -295,7 +296,7 @@ class Told:
 class Prepared:
     """How far the work before the first step has come."""
 
-    what: str  # "latents", "captions"
+    what: str  # "latents", "captions", "focal points", "masks"
     done: int
     total: int
 

@@ -51,7 +51,7 @@ _UPRIGHT_BY = {
     8: Image.Transpose.ROTATE_90,
 }
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # TIFF 6.0, section 8
-_WHITE = (255, 255, 255, 255)
+_WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -126,6 +126,34 @@ def load_alpha(path: Path) -> Image.Image:
             image.load()
             alpha = image.convert("RGBA").getchannel("A") if _has_alpha(image) else Image.new("L", image.size, 255)
             return alpha.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else alpha
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def load_grey(path: Path) -> Image.Image:
+    """A mask: the image upright, in 8-bit grey; transparent parts of it are black. Raises PlainError as `load_rgb`."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            _refuse_bomb(image)
+            turn = 1 if image.format == "TIFF" else _orientation(image)
+            image.load()
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                grey = _scaled_grey(image)
+            elif _has_alpha(image):
+                rgba = image.convert("RGBA")
+                grey = Image.alpha_composite(Image.new("RGBA", rgba.size, _BLACK), rgba).convert("L")
+            else:
+                grey = image.convert("L")
+            return grey.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else grey
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether the image can have transparent parts, from its header alone. Raises PlainError as `image_size`."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return _has_alpha(image)
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
 

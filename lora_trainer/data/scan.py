@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.captions import Table, one_line, read_csv, read_jsonl, read_text, spelled
-from lora_trainer.data.excluded import EXCLUDED, without_excluded, without_masks
+from lora_trainer.data.excluded import EXCLUDED, without_excluded
 from lora_trainer.data.images import ENDINGS, image_size
+from lora_trainer.data.mask_files import MaskFiles
 
 SIDECARS = (".txt", ".caption")  # in the order they are asked
 
@@ -34,6 +35,7 @@ class Item:
     caption: str  # "" where none was found
     caption_source: str  # name of the metadata file, ".txt", ".caption", or "" where none was found
     repeats: int  # times an epoch shows it, from the folder's name
+    mask: Path | None = None  # the file beside it that says which parts of it are learned
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,14 +69,16 @@ class Scan:
 def scan(folder: Path, metadata: Path | None = None, size_of: Callable[[Path], tuple[int, int]] = image_size) -> Scan:
     """Find the images of a folder and its sub-folders, with their captions.
 
-    Masks (see `excluded.MASK`) and images that lora_trainer_excluded.txt names are passed by. Captions come from
+    Masks (see `MaskFiles`) and images that lora_trainer_excluded.txt names are passed by. Captions come from
     `metadata` (or metadata.csv, then metadata.jsonl in the folder), then from .txt, then from .caption files beside the
     images. `size_of` gives an image's width and height, upright, or raises PlainError. Raises PlainError for a folder
     without a readable image and for metadata that cannot be read.
     """
     _check(folder, metadata)
     files = list(_files(folder))
-    there = without_masks([file for file in files if PurePosixPath(file).suffix.lower() in ENDINGS])
+    pictures = [file for file in files if PurePosixPath(file).suffix.lower() in ENDINGS]
+    masks = MaskFiles(pictures)
+    there = [file for file in pictures if file not in masks.names]
     if not there:
         raise PlainError(
             f"{folder} has no images in it or its sub-folders: put some there with one of the endings "
@@ -86,7 +90,7 @@ def scan(folder: Path, metadata: Path | None = None, size_of: Callable[[Path], t
         raise PlainError(f"None of the {len(images)} images in {folder} can be read; the first: {unreadable[0].reason}")
     tables = list(_tables(folder, metadata))
     captions = _Captions(folder, files, there, tables)
-    items = tuple(_item(folder, name, size, captions) for name, size in sizes.items())
+    items = tuple(_item(folder, name, size, captions, masks.of(name)) for name, size in sizes.items())
     missing = tuple(item.name for item in items if not item.caption)
     orphans = captions.rows_without_image()
     return Scan(
@@ -166,9 +170,9 @@ def _tables(folder: Path, metadata: Path | None) -> Iterator[Table]:
         yield read_jsonl(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
 
 
-def _item(folder: Path, name: str, size: tuple[int, int], captions: _Captions) -> Item:
+def _item(folder: Path, name: str, size: tuple[int, int], captions: _Captions, mask: str | None) -> Item:
     caption, source = captions.of(name)
-    return Item(folder / name, name, *size, caption, source, _repeats(name))
+    return Item(folder / name, name, *size, caption, source, _repeats(name), folder / mask if mask else None)
 
 
 def _repeats(name: str) -> int:

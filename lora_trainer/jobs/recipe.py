@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from lora_trainer.config.load import dump, dump_yaml, load
 from lora_trainer.contracts import PlainError
+from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Item
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.networks.metadata import RunFacts, build
@@ -45,6 +46,7 @@ def recipe(plan: Plan) -> dict[str, Any]:
     del config["output"]["directory"]
     config["data"]["folder"] = plan.data_name
     config["data"]["metadata"] = _last_part(plan.config.data.metadata)
+    config["data"]["regularization"] = _last_part(plan.config.data.regularization)
     config["model"]["base"] = plan.lent.name
     config["network"]["start_from"] = _last_part(plan.config.network.start_from)
     return config
@@ -85,6 +87,8 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             mixed_precision=plan.precision,
             seed=plan.seed,
             images=len(plan.data.items),
+            class_images=len(plan.data.class_items),
+            prior_weight=data.prior_weight,
             repeats=data.repeats,
             data_name=plan.data_name,
             caption_dropout=data.caption_dropout,
@@ -113,7 +117,7 @@ def resumable_facts(plan: Plan) -> dict[str, Any]:
     return {
         "seed": plan.seed,
         "config": resolved_config(plan),
-        "data": _data_digest(plan.data.items),
+        "data": _data_digest(plan.data),
         "base": plan.lent.name,
     }
 
@@ -144,9 +148,12 @@ def tag_counts(items: Sequence[Item]) -> Counter[str]:
     return Counter(tag for item in items for tag in {tag.strip() for tag in item.caption.split(",")} if tag)
 
 
-def _data_digest(items: Sequence[Item]) -> str:
-    """Changes with the names, sizes, repeats and captions of the images; SHA-256."""
-    listed = [(item.name, item.size, item.repeats, item.caption) for item in items]
+def _data_digest(data: DataSet) -> str:
+    """Changes with the names, sizes, repeats and captions of the images, and with focal points and masks; SHA-256."""
+    listed: list[Any] = [(item.name, item.size, item.repeats, item.caption) for item in data.items]
+    listed += [("class", item.name, item.size, item.repeats, item.caption) for item in data.class_items]
+    listed += [("focus", name, *point) for name, point in data.focal_points().items()]
+    listed += [("mask", name) for name in data.masked_names()]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import BaseModel, Batch
-from lora_trainer.train.objective import add_noise, min_snr_weights, target
+from lora_trainer.train.objective import add_noise, mean_error, min_snr_weights, target
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class DiffusionLoss:
             text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
             predicted = self.base.predict(add_noise(latents, noise, alphas), timesteps, text, batch.sizes.to(device))
         prediction = self.base.facts.prediction
-        error = (predicted.float() - target(prediction, latents, noise, alphas)).square().mean(dim=(1, 2, 3))
+        squared = (predicted.float() - target(prediction, latents, noise, alphas)).square()
+        error = mean_error(squared, None if batch.mask is None else batch.mask.to(device))
         if self.min_snr_gamma > 0:
             error = error * min_snr_weights(prediction, alphas, self.min_snr_gamma)
         return (error * batch.weights.to(device)).mean()
