@@ -414,6 +414,13 @@ class Host(Protocol):
         """
         ...
 
+    def turn(self) -> AbstractContextManager[None]:
+        """The right to use the device for a piece of work that borrows no model, a batch of captions; waits its turn.
+
+        Within it the host's own model may be off the device. Whoever asked meanwhile is next after it.
+        """
+        ...
+
     def contended(self) -> bool:
         """Whether somebody else holds that right or waits for it just now."""
         ...
