@@ -218,8 +218,11 @@ NetworkState = dict[str, "Tensor"]
 
 
 class ParameterGroup(NamedTuple):
+    """Parameters that share a learning rate; a part may have several groups."""
+
     part: str
     parameters: list[nn.Parameter]
+    rate: float = 1.0  # of these, as a multiple of the part's learning rate: LoRA+ gives the up weights more
 
 
 class Network(Protocol):
