@@ -199,9 +199,8 @@ def _suite(environment: Environment, what: list[str], rest: list[str]) -> Outcom
         what = [word for word in what if not _is_test(word)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        outcome = _checked(
-            f"pytest, {environment.name}", [environment.python, "-m", "pytest", *WORKERS, f"--junitxml={report}", *what, *rest]
-        )
+        command = [environment.python, "-m", "pytest", *WORKERS, f"--junitxml={report}", *what, *rest]
+        outcome = _checked(f"pytest, {environment.name}", command)
         if not report.exists():
             return outcome._replace(verdict="FAILED", failed=1)
         return outcome._replace(**_counts(report))
