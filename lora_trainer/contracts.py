@@ -222,8 +222,11 @@ NetworkState = dict[str, "Tensor"]
 
 
 class ParameterGroup(NamedTuple):
+    """Parameters that share a learning rate; a part may have several groups."""
+
     part: str
     parameters: list[nn.Parameter]
+    rate: float = 1.0  # of these, as a multiple of the part's learning rate: LoRA+ gives the up weights more
 
 
 class Network(Protocol):
@@ -415,6 +418,13 @@ class Host(Protocol):
 
         Within it the parts are on the device, and their weights are the checkpoint's own. Raises ModelAway where the
         host has another model loaded by now.
+        """
+        ...
+
+    def turn(self) -> AbstractContextManager[None]:
+        """The right to use the device for a piece of work that borrows no model, a batch of captions; waits its turn.
+
+        Within it the host's own model may be off the device. Whoever asked meanwhile is next after it.
         """
         ...
 
