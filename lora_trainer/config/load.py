@@ -199,14 +199,6 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Fault]:
     if epochs is not None and steps is not None:
         text = f"is {epochs} and train.steps is {steps}, but a run is measured by one of them; leave the other empty"
         yield Fault("train.epochs", text)
-    if values.get("data.mask_floor") and not values.get("data.masked_loss"):
-        text = f"is {values['data.mask_floor']:g}, but no mask counts; turn data.masked_loss on, or leave it at 0"
-        yield Fault("data.mask_floor", text)
-    if not values.get("data.regularization"):
-        for path, default in (("data.prior_weight", 1.0), ("data.class_prompt", "")):
-            if (found := values.get(path)) not in (None, default):
-                text = f"is {shown(found)}, but there are no regularisation images; name data.regularization, or leave it"
-                yield Fault(path, f"{text} out")
 
 
 def _built(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

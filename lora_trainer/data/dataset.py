@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from lora_trainer.config.options import DataConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import Batch, Event, PlainError, Told
-from lora_trainer.data.buckets import Buckets, Point
+from lora_trainer.data.buckets import Buckets
 from lora_trainer.data.captions import shape_caption, with_trigger
 from lora_trainer.data.framing import Framing
 from lora_trainer.data.hashes import CACHE_FOLDER
@@ -93,6 +95,11 @@ class DataSet:
         return self._order.samples_per_epoch
 
     @property
+    def own_samples_per_epoch(self) -> int:
+        """The same without the regularisation images."""
+        return self.samples_per_epoch // (2 if self.class_items else 1)
+
+    @property
     def encodes_while_training(self) -> bool:
         """Whether captions change from time to time, so that a frozen text encoder is needed at every step."""
         return self._config.shuffle_captions
@@ -103,10 +110,22 @@ class DataSet:
         framings = {id(member.framing): member.framing for member in self._members}.values()
         return (*self._warnings(), *chain.from_iterable(framing.warnings() for framing in framings))
 
-    def focal_points(self) -> dict[str, Point]:
-        """By path what is cut away around, as far as it is known before `prepare`."""
-        points = {str(member.item.path): member.framing.focus_of(member.item) for member in self._members}
-        return {path: point for path, point in points.items() if point is not None}
+    def focal_points_known(self) -> int:
+        """How many images have a focal point before `prepare` looks for the others."""
+        return sum(member.framing.focus_of(member.item) is not None for member in self._members)
+
+    def digest(self) -> str:
+        """Changes with the names, sizes, repeats and captions of the images, and with focal points and masks; SHA-256.
+
+        Contents are not in it: reading them all would cost minutes.
+        """
+        listed: list[Any] = [_row(item) for item in self.items]
+        listed += [("class", *_row(item)) for item in self.class_items]
+        for member in self._members:
+            focus, mask = member.framing.focus_of(member.item), self.masks.of(member.item)
+            listed += [("focus", member.item.name, *focus)] if focus else []
+            listed += [("mask", member.item.name, mask.name)] if mask and self._config.masked_loss else []
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def bucket_counts(self) -> dict[tuple[int, int], int]:
         """Images by the (width, height) they are trained at, in pixels."""
@@ -136,8 +155,7 @@ class DataSet:
         afterwards. `fingerprint` names the image encoder's weights, `folder` the place of a cache on disk (default:
         hidden in the data set's own folder). Raises PlainError if no image is left.
         """
-        for event in self._find_focal_points():
-            yield event
+        yield from self._find_focal_points()
         cache = LatentCache(
             self._config.cache, folder or self._folder / CACHE_FOLDER, fingerprint, encode_images,
             flip=self._config.flip,
@@ -216,15 +234,18 @@ class DataSet:
         return (sample.visit + sample_seed(self._seed, sample.item, "flip")) % 2 == 1
 
     def _whole_caption(self, member: _Member) -> str:
-        """With the trigger word, which regularisation images are not to learn."""
+        return with_trigger(*self._caption_and_trigger(member))
+
+    def _caption_and_trigger(self, member: _Member) -> tuple[str, str]:
+        """Regularisation images are not to learn the trigger word."""
         caption = member.item.caption
-        return (caption or self._config.class_prompt) if member.of_class else with_trigger(caption, self._config.trigger)
+        return (caption or self._config.class_prompt, "") if member.of_class else (caption, self._config.trigger)
 
     def _caption(self, sample: Sample) -> str:
-        member = self._members[sample.item]
+        caption, trigger = self._caption_and_trigger(self._members[sample.item])
         return shape_caption(
-            (member.item.caption or self._config.class_prompt) if member.of_class else member.item.caption,
-            trigger="" if member.of_class else self._config.trigger,
+            caption,
+            trigger=trigger,
             shuffle=self._config.shuffle_captions,
             keep_tokens=self._config.keep_tokens,
             dropout=self._config.caption_dropout,
@@ -233,7 +254,7 @@ class DataSet:
 
     def _leave_out(self, unusable: dict[Path, str], what: str) -> Iterator[Event]:
         left = [member for member in self._members if member.item.path not in unusable]
-        if not {member.of_class for member in self._members} == {member.of_class for member in left}:
+        if {member.of_class for member in self._members} != {member.of_class for member in left}:
             first = next(iter(unusable.values()))
             gone = self._folder if all(member.of_class for member in left) else self._config.regularization
             raise PlainError(f"Not one image of {gone} can be trained on; the first: {first}")
@@ -251,6 +272,10 @@ class DataSet:
         if not self._config.buckets and side % self._config.bucket_step:
             trained = side // self._config.bucket_step * self._config.bucket_step
             yield f"Squares of {side} px are trained at {trained} px, the next multiple of {self._config.bucket_step}."
+
+
+def _row(item: Item) -> tuple[Any, ...]:
+    return item.name, item.size, item.repeats, item.caption
 
 
 def _check_captions(found: Scan, class_prompt: str) -> None:

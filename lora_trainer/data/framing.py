@@ -66,8 +66,8 @@ class Framing:
         """Sentences for the user."""
         if self._table is None and (self._folder / FOCUS).is_file():
             yield (
-                f"{FOCUS} names focal points, which data.crop: {self._buckets.crop} passes by: take data.crop: focal to "
-                "have them count."
+                f"{FOCUS} names focal points, which data.crop: {self._buckets.crop} passes by: take data.crop: focal "
+                "to have them count."
             )
 
     def _wanted(self, item: Item) -> Wanted | None:

@@ -129,7 +129,7 @@ def _nothing_left(picture: Masked, masked: bool) -> str:
             f"The mask of {picture.path.name} is black in all that is trained on of the image, so that nothing of it "
             "would be learned: correct the mask, or take the image out of the folder."
         )
-    return f"{picture.path.name} is too thin to be learned from with data.crop: none; take data.crop: center, or cut it."
+    return f"{picture.path.name} is too thin to be learned from with data.crop: none: cut it, or take another crop."
 
 
 def _odd(picture: Masked, mask: Image.Image) -> str:
@@ -137,6 +137,6 @@ def _odd(picture: Masked, mask: Image.Image) -> str:
     if 1 / _OTHER_SHAPE <= ratio <= _OTHER_SHAPE:
         return ""
     return (
-        f"The mask of {picture.path.name} has {mask.width} x {mask.height} px and the image {width} x {height}, another "
-        "shape; it is stretched over the image: check that it is the right mask."
+        f"The mask of {picture.path.name} has {mask.width} x {mask.height} px and the image {width} x {height}, "
+        "another shape; it is stretched over the image: check that it is the right mask."
     )
