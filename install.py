@@ -58,7 +58,9 @@ HOST_PINS = {
         "fastapi==0.104.1", "pydantic==2.8.2", "uvicorn>=0.20", "gradio==4.40.0",
     ),
 }  # fmt: skip
-BESIDE_PINS = ("PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12", "ftfy>=6.1", "smartcrop>=0.5")  # hosts have them in any version
+BESIDE_PINS = (  # hosts have them in any version, or can do without
+    "PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12", "ftfy>=6.1", "smartcrop>=0.5",
+)  # fmt: skip
 
 
 class Failure(Exception):

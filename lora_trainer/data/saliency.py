@@ -50,17 +50,14 @@ def salient_point(image: Image.Image, shape: tuple[int, int]) -> Point:
     middle is taken, where the library would take the first. An image without anything to see gives the middle, and so
     does one that is too thin to be judged. Raises PlainError where the library is missing.
     """
-    try:
-        from smartcrop import SmartCrop
-    except ImportError as error:
-        raise PlainError(WITHOUT) from error
+    judge = _judge()
     small = image.copy()
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     scale = min(small.width / shape[0], small.height / shape[1])
     part = int(shape[0] * scale), int(shape[1] * scale)
     if min(part) < 2 * _GRID:
         return 0.5, 0.5
-    found: list[dict[str, Any]] = SmartCrop().analyse(
+    found: list[dict[str, Any]] = judge.analyse(
         small, *part, max_scale=1, min_scale=1, num_scale_steps=1, step=_GRID
     )["crops"]
     scores = [crop["score"] for crop in found]
@@ -70,6 +67,26 @@ def salient_point(image: Image.Image, shape: tuple[int, int]) -> Point:
         for crop, score in zip(found, scores, strict=True) if score >= bound
     ]  # fmt: skip
     return min(points, key=lambda point: (abs(point[0] - 0.5) + abs(point[1] - 0.5), point))
+
+
+def _judge() -> Any:
+    try:
+        from smartcrop import SmartCrop
+    except ImportError as error:
+        raise PlainError(WITHOUT) from error
+
+    class Judge(SmartCrop):
+        """Sees no edges where the picture ends: Pillow's filters leave the outermost pixels as they are, and
+        smartcrop takes their brightness for details."""
+
+        def detect_edge(self, cie_image: Image.Image) -> Image.Image:
+            edges = super().detect_edge(cie_image)
+            inside = edges.crop((1, 1, edges.width - 1, edges.height - 1))
+            edges.paste(0, (0, 0, *edges.size))
+            edges.paste(inside, (1, 1))
+            return edges
+
+    return Judge()
 
 
 class Salient:
