@@ -17,6 +17,7 @@ from lora_trainer.data.scan import Scan, scan
 from lora_trainer.demo.show import ASSETS
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
+from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.files import RunFiles, check_writable, run_files, untouched
 
@@ -101,12 +102,13 @@ def plan_run(
             "task_type: text-generation was asked, but this version trains image models only; "
             "use task_type: stable-diffusion with an SD1, SD2 or SDXL checkpoint."
         )
+    method.check(config)
     lent = _base(config, host)
     family = family_named(lent.facts.family)
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
-    data = DataSet(found, config.data, resolution=resolution, seed=seed)
+    data = DataSet(found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config))
     files, file_choice = _files(config, host, resume)
     device = device or host.device()
     dtype, dtype_choice = _dtype(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
@@ -129,6 +131,7 @@ def plan_run(
             "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
         ),
         rate_choice,
+        Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),

@@ -225,7 +225,7 @@ class _Job:
         writer = Writer(plan, base, self.host) if self._writes else None
         exclusive = self._exclusive(base)
         work = Work(
-            batches=plan.data, loss=_loss(plan, base), network=network, updater=updater, control=self.control,
+            batches=plan.data, loss=_loss(plan, base, network), network=network, updater=updater, control=self.control,
             processes=self.processes, exclusive=exclusive,
             save=writer.checkpoint if writer else lambda state: None,
             sample=maker.draw if writer else lambda step: None,
@@ -250,10 +250,10 @@ class _Job:
             )
 
 
-def _loss(plan: Plan, base: BaseModel) -> DiffusionLoss:
+def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
     return DiffusionLoss(
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
-        plan.config.network.dropout,
+        plan.config.network.dropout, plan.config.objective, network,
     )  # fmt: skip
 
 
