@@ -43,13 +43,16 @@ class DataSet:
     """
 
     def __init__(
-        self, scan: Scan, config: DataConfig, *, resolution: int, seed: int, class_scan: Scan | None = None
-    ) -> None:
-        """`resolution` in pixels; `class_scan` holds the regularisation images.
+        self, scan: Scan, config: DataConfig, *, resolution: int, seed: int, class_word: str = "",
+        class_scan: Scan | None = None,
+    ) -> None:  # fmt: skip
+        """`resolution` in pixels; `class_word` asks for captions with it in the trigger word's place too; `class_scan`
+        holds the regularisation images.
 
         Raises PlainError if no bucket fits the resolution, and for options that ask for what is not there: focal points
         without what finds them, masks where there are none, regularisation images without a caption.
         """
+        self._class_word = class_word
         self._folder = scan.folder
         self._config = config
         self._seed = seed
@@ -167,6 +170,7 @@ class DataSet:
         texts = TextCache(encode_text) if encode_text else None
         if texts:
             foreseen = set() if self.encodes_while_training else {self._whole_caption(one) for one in self._members}
+            foreseen |= set(self._of_class(sorted(foreseen)))
             yield from texts.fill(foreseen)
         self._latents, self._texts = cache, texts
 
@@ -206,6 +210,7 @@ class DataSet:
             for picture, member, mirror in zip(pictures, members, mirrored, strict=True)
         ]
         weights = [self._config.prior_weight if member.of_class else 1.0 for member in members]
+        class_captions = self._of_class(captions)
         return Batch(
             positions=tuple(sample.position for sample in samples),
             latents=latents,
@@ -213,6 +218,8 @@ class DataSet:
             text=self._texts.batch(captions) if self._texts else None,
             sizes=torch.tensor(sizes, dtype=torch.float32),
             weights=torch.tensor(weights, dtype=torch.float32),
+            class_captions=class_captions,
+            class_text=self._texts.batch(class_captions) if self._texts and class_captions else None,
             mask=self._masks.batch(pictures, mirrored) if self._masks else None,
         )
 
@@ -240,6 +247,12 @@ class DataSet:
         """Regularisation images are not to learn the trigger word."""
         caption = member.item.caption
         return (caption or self._config.class_prompt, "") if member.of_class else (caption, self._config.trigger)
+
+    def _of_class(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """The captions with the class in the trigger word's place; none where no class is asked."""
+        if not self._class_word:
+            return ()
+        return tuple(caption.replace(self._config.trigger, self._class_word) for caption in captions)
 
     def _caption(self, sample: Sample) -> str:
         caption, trigger = self._caption_and_trigger(self._members[sample.item])

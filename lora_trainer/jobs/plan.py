@@ -17,6 +17,7 @@ from lora_trainer.data.scan import Scan, scan
 from lora_trainer.demo.show import ASSETS
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
+from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
 from lora_trainer.jobs.planned import (
@@ -116,13 +117,16 @@ def plan_run(
 
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
     """The plan of a run that trains an image model."""
+    method.check(config)
     lent = _base(config, host)
     family = family_named(lent.facts.family)
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
     of_class = class_scan(config.data, found)
-    data = DataSet(found, config.data, resolution=resolution, seed=seed, class_scan=of_class)
+    data = DataSet(
+        found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config), class_scan=of_class
+    )
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
@@ -145,6 +149,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
             "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
         ),
         rate_choice,
+        Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
