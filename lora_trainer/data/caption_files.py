@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from lora_trainer.contracts import PlainError
-from lora_trainer.data.captions import columns_of, file_name, fold, one_line, read_text
-from lora_trainer.data.scan import rows_by_image, spelled
+from lora_trainer.data.caption_sources import rows_by_image
+from lora_trainer.data.captions import columns_of, file_name, fold, one_line, read_text, spelled
 
 HEADER = ["filename", "prompt"]
 PREVIOUS = ".bak"
