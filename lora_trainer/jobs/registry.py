@@ -15,6 +15,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,7 @@ from lora_trainer.jobs.records import Records
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
     from lora_trainer.jobs.checkup import Report
+    from lora_trainer.jobs.data_sets import DataSets
     from lora_trainer.jobs.plan import Plan
 
 REMEMBERED = 50  # jobs that are over
@@ -52,6 +54,13 @@ class Registry:
         alone = self._records.claim()
         known = [self._recalled(id, record, alone) for id, record in self._records.read_all().items()]
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
+
+    @cached_property
+    def data_sets(self) -> DataSets:
+        """The data sets that are open."""
+        from lora_trainer.jobs.data_sets import DataSets
+
+        return DataSets(self._host, lambda: any(job.state == "running" for job in self.jobs()))
 
     def plan(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Plan:
         """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError.
@@ -146,6 +155,7 @@ class Registry:
         for job in self.jobs():
             if job.state in ("running", "paused"):
                 job.stop()
+        self.data_sets.close_all()
         if self._worker:
             self._worker.join(seconds)
         self._records.give_back()
