@@ -10,19 +10,58 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.data.caption_sources import absolute
 from lora_trainer.data.doctor.examine import Report
 from lora_trainer.data.hashes import CACHE_FOLDER
-from lora_trainer.data.scan import Item
-from lora_trainer.data.workshop.opened import Workshop
+from lora_trainer.data.scan import check_folder
+from lora_trainer.data.workshop.edits import ACTIONS, Edit
+from lora_trainer.data.workshop.opened import Changed, NoSuchImage, Workshop
+from lora_trainer.data.workshop.query import FLAGS, SORTS, Filter, Sort, ordered, tag_counts
 from lora_trainer.data.workshop.thumbs import Thumbs, Wanted, forget_thumbs, large_jpeg, thumb_file
 from lora_trainer.jobs.checkup import RESOLUTION, token_counter
 from lora_trainer.jobs.limits import check_allowed, paths_for
 from lora_trainer.jobs.open_check import OpenCheck
 
+__all__ = [
+    "ACTIONS",
+    "FLAGS",
+    "SORTS",
+    "Changed",
+    "DataSets",
+    "Edit",
+    "Filter",
+    "NoSuchImage",
+    "Opened",
+    "Page",
+    "Shown",
+]
+
 MOST = 12  # open at once; of more the one that was left alone longest is closed
+
+
+class Shown(NamedTuple):
+    """An image as a page shows it."""
+
+    name: str
+    width: int
+    height: int
+    caption: str
+    source: str
+    tokens: int
+    starts_with_trigger: bool
+    flags: list[str]
+    version: str
+
+
+class Page(NamedTuple):
+    """Some of a data set's images."""
+
+    total: int  # that were found
+    revision: int
+    images: list[Shown]
 
 
 class Opened:
@@ -47,17 +86,35 @@ class Opened:
             self._thumbs.later(self.id, (self._wanted(item.name) for item in images))
 
     def thumb(self, name: str) -> Path:
-        """The file of an image's small picture, made now if need be. Raises KeyError for a name that is no image's,
-        and PlainError for an image that cannot be read."""
+        """The file of an image's small picture, made now if need be. Raises NoSuchImage, and PlainError for one that
+        cannot be read."""
         return self._thumbs.get(self._wanted(name))
-
-    def thumbs_soon(self, items: Sequence[Item]) -> None:
-        """These are likely to be looked at next."""
-        self._thumbs.soon([self._wanted(item.name) for item in items])
 
     def large(self, name: str) -> bytes:
         """The image for a look at it alone, as JPEG. Raises as `thumb` does."""
-        return large_jpeg(self.workshop.snapshot.paths[name])
+        return large_jpeg(self._wanted(name).source)
+
+    def page(self, which: Filter, sort: Sort, *, descending: bool, offset: int, limit: int) -> Page:
+        """Some of the images, as they are on the disk now; their small pictures and those of the next page are made
+        first. Raises PlainError where the folder cannot be read."""
+        workshop = self.workshop
+        snapshot = workshop.watch()
+        facts = workshop.facts(snapshot)
+        found = ordered(which.of(snapshot.scan.items, facts), sort, facts, descending=descending)
+        self._thumbs.soon([self._wanted(item.name) for item in found[offset : offset + 2 * limit]])
+        images = [
+            Shown(
+                item.name, item.width, item.height, item.caption, item.caption_source, facts.tokens(item.caption),
+                facts.starts_with_trigger(item), facts.flags(item), snapshot.version(item.name),
+            ) for item in found[offset : offset + limit]
+        ]  # fmt: skip
+        return Page(len(found), snapshot.revision, images)
+
+    def tags(self, text: str) -> tuple[list[tuple[str, int]], bool]:
+        """(tag, images) of those that hold the text, the most frequent first; and whether they are sentences' words."""
+        snapshot = self.workshop.watch()
+        facts = self.workshop.facts(snapshot)
+        return tag_counts(snapshot.scan.items, facts, text), facts.sentences
 
     def mark(self, name: str) -> str:
         """Changes when the image does."""
@@ -79,8 +136,9 @@ class Opened:
 
     def _wanted(self, name: str) -> Wanted:
         snapshot = self.workshop.snapshot
-        path = snapshot.paths[name]
-        return Wanted(path, thumb_file(self._cache, name, snapshot.files.get(name, (0, 0))))
+        if name not in snapshot.paths:
+            raise NoSuchImage(name)
+        return Wanted(snapshot.paths[name], thumb_file(self._cache, name, snapshot.files.get(name, (0, 0))))
 
 
 class DataSets:
@@ -93,7 +151,8 @@ class DataSets:
         self._thumbs = Thumbs(busy)
         self._open: dict[str, Opened] = {}
         self._lock = threading.Lock()
-        self._elsewhere = (host.paths().runs or Path(tempfile.gettempdir())) / "data_sets"
+        runs = host.paths().runs
+        self._elsewhere = runs / "data_sets" if runs else None  # None: a folder of this process alone, once needed
         self._tokens = token_counter()
 
     def open(
@@ -108,6 +167,7 @@ class DataSets:
                 check_allowed(path, paths, what)
         place = absolute(Path(folder).expanduser())
         table = absolute(Path(metadata).expanduser()) if metadata else None
+        check_folder(place, table)
         with self._lock:
             opened = self._known(place, table) or self._opened(place, table)
             opened.used = time.monotonic()
@@ -169,6 +229,7 @@ class DataSets:
         except OSError:
             pass
         name = hashlib.blake2s(str(folder).encode("utf-8", "surrogatepass"), digest_size=9).hexdigest()
+        self._elsewhere = self._elsewhere or Path(tempfile.mkdtemp(prefix="lora_trainer."))
         elsewhere = self._elsewhere / name
         try:
             elsewhere.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -15,7 +15,6 @@ from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,18 +48,22 @@ class Registry:
         self._queue: deque[Job] = deque()
         self._worker: threading.Thread | None = None
         self._closing = False
+        self._data_sets: DataSets | None = None
         self._news = threading.Condition()  # guards what stands above, and tells the worker of a new job
         self._submitting = threading.Lock()  # two jobs must not find the same name free
         alone = self._records.claim()
         known = [self._recalled(id, record, alone) for id, record in self._records.read_all().items()]
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
 
-    @cached_property
+    @property
     def data_sets(self) -> DataSets:
         """The data sets that are open."""
         from lora_trainer.jobs.data_sets import DataSets
 
-        return DataSets(self._host, lambda: any(job.state == "running" for job in self.jobs()))
+        with self._news:
+            if self._data_sets is None:
+                self._data_sets = DataSets(self._host, lambda: any(job.state == "running" for job in self.jobs()))
+            return self._data_sets
 
     def plan(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Plan:
         """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError.
@@ -155,7 +158,8 @@ class Registry:
         for job in self.jobs():
             if job.state in ("running", "paused"):
                 job.stop()
-        self.data_sets.close_all()
+        if self._data_sets:
+            self._data_sets.close_all()
         if self._worker:
             self._worker.join(seconds)
         self._records.give_back()

@@ -53,7 +53,7 @@ class Looks:
 
     def of(self, items: Iterable[Item]) -> dict[str, Look]:
         """Looks by name, of those images that `take` looked at or that `recall` found remembered."""
-        seen = {name: look for name, (_, _, look) in self._seen.items()} | self._fresh
+        seen = {name: look for name, (_, _, look) in list(self._seen.items())} | self._fresh  # list: while others look
         return {item.name: seen[item.name] for item in items if item.name in seen}
 
     def size_of(self, path: Path) -> tuple[int, int]:

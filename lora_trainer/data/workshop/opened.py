@@ -46,6 +46,13 @@ class Changed(PlainError):
         self.version = version
 
 
+class NoSuchImage(PlainError):
+    """The data set has no image of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no image {name!r} in this data set, or not any more; look at its list again.")
+
+
 class Done(NamedTuple):
     """What an edit, an undo or a redo did."""
 
@@ -205,16 +212,18 @@ class Workshop:
     def save(self, name: str, caption: str, version: str) -> Snapshot:
         """Write one caption to every place where the image has one.
 
-        Raises Changed where the one on the disk is not of that version, KeyError for an unknown name, and PlainError
-        where a file cannot be written.
+        Raises Changed where the one on the disk is not of that version, NoSuchImage, and PlainError where a file cannot
+        be written.
         """
         caption = one_line(caption)
         if len(caption) > LONGEST:
             raise PlainError(f"The caption has {len(caption):,} letters, and {LONGEST:,} are the most; shorten it.")
         with self._lock:
-            if not self._is_current(name):
+            if name not in self.snapshot.items or not self._is_current(name):
                 self.refresh()
             snapshot = self.snapshot
+            if name not in snapshot.items:
+                raise NoSuchImage(name)
             if snapshot.version(name) != version:
                 raise Changed(name, snapshot.items[name].caption, snapshot.version(name))
             changes = list(self._store.changes(name, snapshot.scan.places[name], caption, self.format))
@@ -302,6 +311,8 @@ class Workshop:
         """Whether every file in which a caption of the image may stand is as it was read."""
         snapshot = self.snapshot
         known = {place.path: place for place in snapshot.scan.places[name]}
+        if stamp_of(snapshot.paths[name]) != snapshot.files.get(name):
+            return False
         for path in self._store.candidates(name, known.values()):
             inside = path.is_relative_to(self.folder) and path != self.metadata
             kept = snapshot.files.get(path.relative_to(self.folder).as_posix()) if inside else snapshot.table
