@@ -10,8 +10,8 @@ from pathlib import Path
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.buckets import Point
 from lora_trainer.data.caption_files import replace_text
-from lora_trainer.data.captions import file_name, read_text
-from lora_trainer.data.scan import rows_by_image, spelled
+from lora_trainer.data.caption_sources import rows_by_image
+from lora_trainer.data.captions import file_name, read_text, spelled
 
 FOCUS = "lora_trainer_focus.csv"
 HEADER = ("filename", "x", "y")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from lora_trainer.data.captions import spelled
 
@@ -21,10 +20,9 @@ class MaskFiles:
         self.names: set[str] = set()
         for image in images:
             stem = _stem(image)
-            path = PurePosixPath(image)
             if stem.endswith(MASK) and stem.removesuffix(MASK) in stems:
                 self._of[stem.removesuffix(MASK)] = image  # comes before a file in the folder
-            elif path.parent.name.casefold() == FOLDER and (of := _stem(str(path.parent.parent / path.name))) in stems:
+            elif (of := _besides(stem)) in stems:
                 self._of.setdefault(of, image)
             else:
                 continue
@@ -33,6 +31,15 @@ class MaskFiles:
     def of(self, image: str) -> str | None:
         """The mask of the image of that name; None where it has none."""
         return self._of.get(_stem(image))
+
+
+def _besides(stem: str) -> str:
+    """The stem "sub/x" of the image that "sub/mask/x" would be the mask of; empty where it lies in no such folder."""
+    folder, _, name = stem.rpartition("/")
+    outer, _, inner = folder.rpartition("/")
+    if inner != FOLDER:
+        return ""
+    return f"{outer}/{name}" if outer else name
 
 
 def _stem(image: str) -> str:
