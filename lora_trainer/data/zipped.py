@@ -46,8 +46,8 @@ def _check(archive: Path, files: list[zipfile.ZipInfo], room: int) -> None:
     size = sum(one.file_size for one in files)
     if size > room:
         raise PlainError(
-            f"{archive.name} holds {size / 1e9:.1f} GB unpacked, and the disk has room for {max(room, 0) / 1e9:.1f} GB: "
-            "make room, or send fewer pictures."
+            f"{archive.name} holds {size / 1e9:.1f} GB unpacked, and the server's disk has room for "
+            f"{max(room, 0) / 1e9:.1f} GB: make room, or send fewer pictures."
         )
     if any(one.flag_bits & _LOCKED for one in files):
         raise PlainError(f"{archive.name} is locked with a password: unpack it first, and send the pictures.")

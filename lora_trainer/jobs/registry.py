@@ -53,6 +53,11 @@ class Registry:
         known = [self._recalled(id, record, alone) for id, record in self._records.read_all().items()]
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
 
+    @property
+    def host(self) -> Host:
+        """Who is trained in."""
+        return self._host
+
     def plan(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Plan:
         """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError.
 

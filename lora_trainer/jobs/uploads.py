@@ -23,6 +23,8 @@ from lora_trainer.data.taking_in import Taken, take_in
 from lora_trainer.data.zipped import unpack
 from lora_trainer.jobs.limits import bad_name, check_allowed
 
+__all__ = ["Taken", "Upload", "known_sets", "place_of"]
+
 ZIP = ".zip"
 SENT = (*KINDS, ZIP)  # endings of what can be sent
 LARGEST = {ZIP: 16 << 30}  # bytes
@@ -88,19 +90,24 @@ class Upload:
             raise PlainError(f"{place} cannot be written ({error.strerror}); change its permissions.") from error
         return cls(id, paths)
 
+    @staticmethod
+    def most(name: str) -> int:
+        """The most bytes that a file of this name may have."""
+        return LARGEST.get(PurePosixPath(name).suffix.lower(), LARGEST_FILE)
+
     def place_for(self, name: str, size: int) -> Path:
         """Where to write a file of so many bytes, that is called so in the folder that is sent. Raises PlainError."""
         relative = _relative(name)
         ending = PurePosixPath(relative).suffix.lower()
         if ending not in SENT:
             raise PlainError(f"{name} is no picture, caption, table or zip: send files that end in {', '.join(SENT)}.")
-        most = LARGEST.get(ending, LARGEST_FILE)
-        if size > most:
-            raise PlainError(f"{name} has {size / 1e9:.1f} GB, more than the {most / 1e9:.1f} GB that are taken.")
+        if size > self.most(name):
+            told = f"{name} has {size / 1e9:.1f} GB, more than the {self.most(name) / 1e9:.1f} GB that are taken"
+            raise PlainError(f"{told}: scale the picture down, or send it in parts.")
         if size > self.room():
             raise PlainError(
-                f"{name} has {size / 1e6:.0f} MB, and the server's disk has room for {max(self.room(), 0) / 1e6:.0f} MB: "
-                "make room there."
+                f"{name} has {size / 1e6:.0f} MB, and the server's disk has room for "
+                f"{max(self.room(), 0) / 1e6:.0f} MB: make room there."
             )
         path = self._files / relative
         try:
@@ -209,8 +216,8 @@ def _relative(name: str) -> str:
         if re.search(r"[\x00-\x1f\x7f]", part):
             raise PlainError(f"{name!r} holds letters that cannot be shown: rename it.")
         if len(os.fsencode(part)) > _LONGEST:
-            told = f"{part[:40]}… has {len(os.fsencode(part))} bytes, and a file's name has {_LONGEST} at most: shorten it."
-            raise PlainError(told)
+            told = f"{part[:40]}… has {len(os.fsencode(part))} bytes, and file systems take {_LONGEST} of them"
+            raise PlainError(f"{told}: shorten the name.")
         if part.startswith("."):
             raise PlainError(f"{name} is hidden, and hidden files are no part of a data set: rename it.")
         if os.name == "nt" and (fault := bad_name(part)):
@@ -220,7 +227,7 @@ def _relative(name: str) -> str:
 
 def _is_unasked(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
-    return any(part.startswith(".") or _UNASKED.fullmatch(part) for part in parts)
+    return any(_UNASKED.fullmatch(part) or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
 
 def _sweep(place: Path) -> None:

@@ -74,21 +74,24 @@ def test_every_curl_line_works_and_answers_as_shown(tmp_path: Path) -> None:
         picture = next(e for e in client.get(f"/jobs/{id}/events")["events"] if e["kind"] == "sampled")["images"][0]
         client.post(f"/jobs/{id}/save")
         client.until(id, lambda job: job["files"])
+        upload = client.post("/uploads", {"folder": str(tmp_path / "pictures")})["id"]
+        shutil.copy(next((tmp_path / "pictures").glob("*.png")), tmp_path / "1.png")
         for section in SECTIONS:
             shown = [json.loads(block) for block in blocks(section, "json")]
-            found = [_run(line, tmp_path, address, id, picture) for line in commands(section)]
+            found = [_run(line, tmp_path, address, id, picture, upload) for line in commands(section)]
             assert found, section
             for example, answer in zip(shown, found, strict=False):
                 _same_shape(example, answer, section.partition("\n")[0])
             done += len(found)
         registry.close(60)
-    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 13
+    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 18
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
 
 
-def _run(line: str, folder: Path, address: str, id: str, picture: str) -> Any:
+def _run(line: str, folder: Path, address: str, id: str, picture: str, upload: str) -> Any:
     line = line.replace("/data/my_cat", str(folder / "pictures")).replace('"demo"', '"sd1"')
-    code = f"API={address}{PREFIX} ID={id} NAME={picture.rpartition('/')[2]}\n{line.strip()} -sS -w '\\n%{{http_code}}'"
+    given = f"API={address}{PREFIX} ID={id} NAME={picture.rpartition('/')[2]} UPLOAD={upload}"
+    code = f"{given}\n{line.strip()} -sS -w '\\n%{{http_code}}'"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=folder, check=True, timeout=60)
     body, _, status = done.stdout.rpartition("\n")
     assert status == "200", (line, done.stdout)
@@ -98,7 +101,7 @@ def _run(line: str, folder: Path, address: str, id: str, picture: str) -> Any:
 def _same_shape(example: Any, answer: Any, where: str) -> None:
     """The same keys and kinds of value, at every depth; a list by its first item."""
     if isinstance(example, dict):
-        if where.endswith("captions_from"):
+        if where.endswith(("captions_from", "renamed")):
             return None
         assert isinstance(answer, dict), where
         if "kind" in example and "severity" not in example:  # an event, not a finding of a check

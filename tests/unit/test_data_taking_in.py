@@ -15,7 +15,7 @@ from lora_trainer.data.taking_in import Taken, take_in
 
 
 def fill(folder: Path, **files: str | None) -> Path:
-    """Files by their names with "__" for the dot and "_in_" for a folder; a colour makes a picture, other text is text."""
+    """Files, named with "__" for the dot and "_in_" for a folder; a colour makes a picture, other text is text."""
     for name, content in files.items():
         path = folder / name.replace("_in_", "/").replace("__", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
