@@ -35,13 +35,14 @@ TORCH = "torch==2.13.0"
 RUN = (
     TORCH, "diffusers>=0.30", "peft>=0.13", "transformers>=4.30.2", "accelerate>=0.21", "safetensors>=0.4.2",
     "huggingface_hub>=0.23.2", "numpy>=1.26", "Pillow>=9.5", "PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12",
-    "ftfy>=6.1",
+    "ftfy>=6.1", "regex>=2022.1",
 )  # fmt: skip
 # Installed without what it asks for: only its tokenizer's vocabulary is read, and the torchvision that it would bring
 # along breaks transformers where torch is a CPU build.
 ALONE = ("open_clip_torch>=2.20",)
 UI = ("gradio>=6",)  # the page without a WebUI; brings fastapi and uvicorn
-TEST = ("pytest>=8", "hypothesis>=6.100", "onnxruntime>=1.17")
+TEST = ("pytest>=8", "pytest-xdist>=3.3", "hypothesis>=6.100", "onnxruntime>=1.17")
+WORKERS = ("-n", "2", "--dist", "worksteal")  # one process of tests for each core of a small machine
 LINT = ("ruff>=0.11", "pyright[nodejs]>=1.1.390")  # with node from the package index, wherever none is installed
 
 # The libraries that the WebUIs ship or, for diffusers and peft in A1111, the newest that work beside what it ships.
@@ -198,9 +199,8 @@ def _suite(environment: Environment, what: list[str], rest: list[str]) -> Outcom
         what = [word for word in what if not _is_test(word)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        outcome = _checked(
-            f"pytest, {environment.name}", [environment.python, "-m", "pytest", f"--junitxml={report}", *what, *rest]
-        )
+        command = [environment.python, "-m", "pytest", *WORKERS, f"--junitxml={report}", *what, *rest]
+        outcome = _checked(f"pytest, {environment.name}", command)
         if not report.exists():
             return outcome._replace(verdict="FAILED", failed=1)
         return outcome._replace(**_counts(report))

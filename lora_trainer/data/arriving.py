@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import read_csv, read_jsonl
 from lora_trainer.data.excluded import MASK
 from lora_trainer.data.images import ENDINGS, image_size
-from lora_trainer.data.scan import SIDECARS, Item, scan
+from lora_trainer.data.scan import Item, scan
 
 TABLES = (".csv", ".jsonl")
 KINDS = (*ENDINGS, *SIDECARS, *TABLES)  # endings of what a data set is made of

@@ -249,11 +249,20 @@ def test_files_are_sent_and_finished_over_http(client: Client, tmp_path: Path) -
     assert sets["sets"] == [], "nothing has been put into it yet, and mine is known to no job"
 
 
+def test_an_open_data_set_is_sent_to_by_its_id(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_bytes(picture("red"))
+    opened = client.post("/datasets", {"folder": str(tmp_path / "mine")})["id"]
+    id = client.post("/uploads", {"dataset": opened})["id"]
+    send(client, id, "b.png", picture("blue"))
+    assert client.post(f"/uploads/{id}/finish")["folder"] == str(tmp_path / "mine")
+
+
 def test_what_a_sending_may_not_do(client: Client, tmp_path: Path) -> None:
     assert client.ask("POST", "/uploads", {"folder": str(tmp_path)}).status == 422
-    assert client.ask("POST", "/uploads", {"folder": 3, "nme": ""}).body["faults"] == [
-        "nme is not known here; folder and name are.", "folder is 3, but a text is wanted.",
-    ]  # fmt: skip
+    assert client.ask("POST", "/uploads", {"nme": ""}).status == 422
+    assert client.ask("POST", "/uploads", {"name": 3}).status == 422
+    assert client.ask("POST", "/uploads", {"dataset": "none"}).status == 404
     id = client.post("/uploads")["id"]
     for kind in ("application/json", "multipart/form-data; boundary=x", "text/plain", "image/png"):
         assert send(client, id, "a.png", b"x", {"Content-Type": kind}).status == 415, kind

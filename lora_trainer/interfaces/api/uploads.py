@@ -10,14 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.interfaces.api.fields import only, switch_in, text_in
 from lora_trainer.interfaces.api.forms import answer, taken_form
 from lora_trainer.interfaces.api.requests import Handler, Refused, mapping_of, save_body, takes_bytes
 from lora_trainer.jobs.events import jsonable
 
 if TYPE_CHECKING:  # importing Pillow costs time, which the host's start must not pay
+    from lora_trainer.jobs.data_sets import Opened
     from lora_trainer.jobs.registry import Registry
     from lora_trainer.jobs.uploads import Upload
 
+LARGEST_TEXTS = 16 << 20  # bytes of the texts of many pictures
 _MOST_SETS = 200  # data sets that a list offers
 
 
@@ -52,14 +55,18 @@ class _Desk:
         from lora_trainer.jobs.limits import check_allowed
         from lora_trainer.jobs.uploads import Upload
 
-        given = _only(await mapping_of(request), folder=str, name=str)
-        folder, name = given.get("folder", ""), given.get("name", "")
+        given = await mapping_of(request)
+        only(given, ("folder", "dataset", "name"))
+        folder, id = text_in(given, "folder", ""), text_in(given, "dataset", "")
+        name = text_in(given, "name", "").strip()
 
         def begun() -> Upload:
             paths = self._registry.host.paths()
+            if id:  # it was looked at when it was opened, whether it may be named
+                return Upload.begin(paths, folder=self._opened(id).workshop.folder)
             if folder:
                 check_allowed(folder, paths, "folder")
-            return Upload.begin(paths, folder=Path(folder).expanduser() if folder else None, name=name.strip())
+            return Upload.begin(paths, folder=Path(folder).expanduser() if folder else None, name=name)
 
         return answer({"id": (await run_in_threadpool(begun)).id})
 
@@ -78,13 +85,12 @@ class _Desk:
 
     async def finish(self, request: Request) -> Response:
         upload = self._upload(request)
-        given = _only(await mapping_of(request), prompts=bool, infotexts=dict)
-        texts = given.get("infotexts", {})
-        if not all(isinstance(text, str) for text in texts.values()):
-            raise Refused(422, "infotexts holds something that is no text; give the text of each name.")
-        taken = await run_in_threadpool(
-            lambda: upload.finish(prompts=given.get("prompts", False), infotexts=texts),
-        )
+        given = await mapping_of(request, LARGEST_TEXTS)
+        only(given, ("prompts", "infotexts"))
+        prompts, texts = switch_in(given, "prompts"), given.get("infotexts", {})
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+            raise Refused(422, f"infotexts is {texts!r:.100}, but an object with the text of each name is wanted.")
+        taken = await run_in_threadpool(lambda: upload.finish(prompts=prompts, infotexts=texts))
         return answer(taken_form(taken))
 
     async def cancel(self, request: Request) -> Response:
@@ -96,6 +102,12 @@ class _Desk:
             return answer({"id": id})
         return answer({"id": id})
 
+    def _opened(self, id: str) -> Opened:
+        try:
+            return self._registry.data_sets.of(id)
+        except KeyError as error:
+            raise Refused(404, "This data set is not open any more; open it again.") from error
+
     def _upload(self, request: Request) -> Upload:
         from lora_trainer.jobs.uploads import Upload
 
@@ -104,17 +116,3 @@ class _Desk:
             return Upload(id, self._registry.host.paths())
         except KeyError as error:
             raise Refused(404, "This sending is not known, or finished already; begin a new one.") from error
-
-
-def _only(given: dict[str, Any], **kinds: type) -> dict[str, Any]:
-    """The values, all of them known and of their kind; null stands for a value left out."""
-    wrong = [f"{name} is not known here; {' and '.join(kinds)} are." for name in given if name not in kinds]
-    given = {name: value for name, value in given.items() if value is not None}
-    words = {str: "a text", bool: "true or false", dict: "an object"}
-    wrong += [
-        f"{name} is {value!r}, but {words[kinds[name]]} is wanted."
-        for name, value in given.items() if name in kinds and not isinstance(value, kinds[name])
-    ]  # fmt: skip
-    if wrong:
-        raise Refused(422, *wrong)
-    return given
