@@ -67,7 +67,7 @@
         replace: { title: () => t("Find and replace"), fields: ["find", "replacement"], checks: ["whole_tag", "regex"] },
         prepend: { title: () => t("Put in front"), fields: ["text"] },
         append: { title: () => t("Put at the end"), fields: ["text"] },
-        remove: { title: () => t("Remove a tag"), fields: ["text"] },
+        remove: { title: () => t("Remove a tag"), fields: ["find"] },
         trigger: { title: () => t("Put the trigger word in front"), fields: [] },
         set: { title: () => t("Write the same caption"), fields: ["text"] },
         trim_doubles: { title: () => t("Remove doubled tags"), fields: [] },
@@ -122,12 +122,15 @@
         }
         if (action === "trim_doubles") return { action, ...whom };
         if (action === "trigger") {
-            if (data.set.trigger) return { action: "prepend", text: data.set.trigger, whole_tag: true, ...whom };
+            if (data.set.trigger) return { action: "prepend", text: data.set.trigger, ...whom };
             lt.notice(t("No trigger word is named; write it above."), "bad");
             return null;
         }
+        if (action === "remove") {
+            return value("find").trim() ? { action, find: value("find").trim(), whole_tag: true, ...whom } : missing("find");
+        }
         if (!value("text").trim() && action !== "set") return missing("text");
-        return { action, text: value("text"), whole_tag: action !== "set", ...whom };
+        return { action, text: value("text"), ...whom };
     }
 
     function missing(name) {

@@ -6,7 +6,7 @@
     const data = lt.data;
     const t = (text, values) => lt.t(text, values);
     const el = (...all) => lt.el(...all);
-    const IN_THE_CARD = ["no_caption", "caption_too_long", "trigger_missing"]; // are seen without a badge
+    const IN_THE_CARD = ["no_caption", "too_long", "no_trigger"]; // are seen without a badge
 
     // A card: `show` puts a picture into it (null: one that is still to come), `update` draws its caption's state anew.
     // `next` is called by Enter in its caption.

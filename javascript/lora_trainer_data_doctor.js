@@ -31,6 +31,8 @@
         rows_without_image: () => [t("Rows without a picture"), t("row without picture")],
         not_unicode: () => [t("Captions in an old encoding"), t("old encoding")],
         mask: () => [t("With a mask"), t("mask")],
+        too_long: () => KINDS.caption_too_long(), // the names of what is told of a caption at once
+        no_trigger: () => KINDS.trigger_missing(),
     };
     const REMEDIES = {
         unreadable: () => t("Leave them out"), tiny: () => t("Leave them out"), blurry: () => t("Leave them out"),
@@ -114,31 +116,29 @@
 
     function section(found) {
         const filed = WITHOUT_PICTURES.includes(found.kind);
-        const shown = found.images.map((one) => (typeof one === "string" ? { name: one } : one));
         return el("section", { class: "lt-finding lt-" + found.severity },
             el("h4", null, el("span", null, titleOf(found)), el("span", { class: "lt-count" }, found.count.toLocaleString())),
-            filed ? null : thumbs(shown),
+            filed ? null : thumbs(found.images),
             el("p", { class: "lt-small" }, found.sentence),
             el("div", { class: "lt-buttons" },
                 filed ? null : lt.button(t("Show them"), () => data.look({ ...data.freshLens(), flag: found.kind })),
                 found.remedy && found.kind in REMEDIES ? lt.button(REMEDIES[found.kind](), () => confirm(found)) : null));
     }
 
-    function thumbs(shown) {
-        const pictures = shown.filter((one) => one.thumb).slice(0, THUMBS);
-        return pictures.length ? el("div", { class: "lt-thumbs" }, ...pictures.map(({ name, thumb }) => el("button", {
+    function thumbs(names) {
+        const pictures = names.filter((name) => report.thumbs[name]).slice(0, THUMBS);
+        return pictures.length ? el("div", { class: "lt-thumbs" }, ...pictures.map((name) => el("button", {
             type: "button", title: name, "aria-label": name, on: { click: () => data.large(name) },
-        }, el("img", { src: data.at(thumb), alt: "", loading: "lazy", decoding: "async" })))) : null;
+        }, el("img", { src: data.at(report.thumbs[name]), alt: "", loading: "lazy", decoding: "async" })))) : null;
     }
 
     // --- the remedy --------------------------------------------------------------------------------------------------
 
     function confirm(found) {
-        const what = typeof found.remedy_text === "string" ? found.remedy_text : found.remedy;
         const dialog = el("dialog", { class: "lt-dialog", "aria-label": titleOf(found) },
             el("p", { class: "lt-title" }, titleOf(found) + ": " + found.count.toLocaleString()),
             el("p", null, found.sentence),
-            el("p", { class: "lt-dim" }, t("What will be done: {what}.", { what: t(what) })),
+            el("p", { class: "lt-dim" }, t("What will be done: {what}.", { what: t(found.remedy) })),
             el("div", { class: "lt-buttons" },
                 lt.button(REMEDIES[found.kind](), () => {
                     dialog.close();

@@ -68,8 +68,8 @@
         if (!root) return;
         const set = data.set;
         lt.say(parts.told, told(set));
-        parts.body.hidden = !set || set.state === "failed" || !set.images;
-        parts.empty.hidden = !parts.body.hidden || data.busy;
+        parts.body.hidden = !set || set.state !== "ready" || !set.images;
+        parts.empty.hidden = !parts.body.hidden || data.busy || set?.state === "scanning";
         root.classList.toggle("lt-away", data.lost);
         notes(set);
         empty(set);
@@ -82,7 +82,8 @@
         if (data.busy) return t("The folder is being opened…");
         if (!set) return "";
         if (set.state === "scanning") {
-            return set.images ? t("Reading the folder: {done} of {images} pictures", set) : t("The folder is being read…");
+            return set.done ? t("The folder is being read: {n} pictures so far…", { n: set.done.toLocaleString() })
+                : t("The folder is being read…");
         }
         const { images, captioned } = set;
         return [

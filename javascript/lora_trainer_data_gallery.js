@@ -9,6 +9,7 @@
     const PAGE = 100; // pictures that are asked for at once
     const GAP = 12; // px between cards
     const TEXT = 142; // px of a card below its picture
+    const AGAIN = 4000; // ms before a part of the list that was refused is asked for again
     const AHEAD = 2; // rows that are drawn beyond what is seen
 
     let parts = null;
@@ -59,12 +60,16 @@
             if (found.total !== total) forgetBeyond(found.total);
             total = found.total;
         } catch (error) {
-            if (mine === round && error.faults) lt.say(parts.told, data.sentences(error));
-            setTimeout(() => mine === round && draw(), 3000);
+            if (mine !== round) return;
+            if (error.faults) data.refused(error);
+            setTimeout(() => {
+                if (mine !== round) return;
+                loading.delete(number);
+                draw();
+            }, AGAIN);
             return;
-        } finally {
-            if (mine === round) setTimeout(() => loading.delete(number));
         }
+        loading.delete(number);
         draw();
         data.tell("list");
     }
@@ -153,7 +158,7 @@
     }
 
     function draw() {
-        if (!parts || !data.set || !parts.scroller.clientWidth) return;
+        if (!parts || data.set?.state !== "ready" || !parts.scroller.clientWidth) return;
         const was = grid.width;
         measure();
         if (was !== grid.width) for (const card of cards.values()) card.name = null;

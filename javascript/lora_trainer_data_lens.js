@@ -104,7 +104,7 @@
         clearTimeout(timer);
         timer = setTimeout(async () => {
             const set = data.set;
-            if (!set || !parts || !set.images) return;
+            if (!set || !parts || !set.images || set.state !== "ready") return;
             const now = set.id + " " + set.revision + " " + set.images + set.state;
             if (now === read) return;
             try {

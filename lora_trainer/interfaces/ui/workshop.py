@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.interfaces.api.data_set_forms import data_set_form
 from lora_trainer.interfaces.ui import answers
 from lora_trainer.interfaces.ui.fields import unsaved
 from lora_trainer.interfaces.ui.versions import listen
@@ -48,18 +49,14 @@ def opened(registry: Registry, order: Mapping[str, Any]) -> answers.Answer:
     answer, so that the page knows which of its questions was answered.
     """
     answer: answers.Answer = {"kind": "dataset", "asked": dict(order)}
+    folder, metadata, trigger, size = (
+        str(order.get(name) or "") for name in ("folder", "metadata", "trigger", "resolution")
+    )
+    resolution = int(size) if size.isdecimal() else None  # what is no number is the form's own fault, and told there
     try:
-        return answer | {"dataset": registry.datasets.open(wanted(order), by_page=True)}
+        found = registry.data_sets.open(
+            folder, metadata or None, trigger=trigger, resolution=resolution, by_page=True
+        )
     except PlainError as error:
         return answer | {"faults": [one["text"] for one in answers.faults(error)["faults"]]}
-
-
-def wanted(order: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be opened, as `POST /datasets` takes it; what the form leaves empty is left out."""
-    given = {name: str(order.get(name) or "") for name in ("folder", "metadata", "trigger", "resolution")}
-    raw: dict[str, Any] = {name: value for name, value in given.items() if value}
-    if raw.get("resolution", "").isdecimal():  # what is no number is the form's own fault, and told there
-        raw["resolution"] = int(raw["resolution"])
-    else:
-        raw.pop("resolution", None)
-    return raw
+    return answer | {"dataset": data_set_form(found)}
