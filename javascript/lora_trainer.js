@@ -305,6 +305,9 @@
     // A dialog in front of everything, that is gone when it is closed.
     lt.show = function (dialog) {
         dialog.addEventListener("close", () => dialog.remove());
+        dialog.addEventListener("keydown", (event) => { // Escape interrupts a generation in the WebUI
+            if (event.key === "Escape") event.stopPropagation();
+        });
         dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
         (lt.find("lt_page") || document.body).append(dialog);
         dialog.showModal();

@@ -176,7 +176,9 @@
     data.tick = function () {
         if (!data.place()) return;
         data.draw();
-        if (lt.view() !== "data" || data.typing()) return;
+        if (lt.view() !== "data") return;
+        data.stretch();
+        if (data.typing()) return;
         const now = JSON.stringify(wishes(lt.valueOf("lt_data_folder")));
         if (now === seen) return;
         seen = now;

@@ -66,7 +66,7 @@
     async function read() {
         const set = data.set;
         if (!set || !set.images || set.state !== "ready" || lt.view() !== "data") return;
-        const now = set.id + " " + set.revision + " " + set.images;
+        const now = [set.id, set.revision, set.images, set.trigger].join(" ");
         if (now === of && report && report.looked_at >= report.images) return;
         try {
             const found = await data.ask("check");
@@ -122,6 +122,7 @@
             el("p", { class: "lt-small" }, found.sentence),
             el("div", { class: "lt-buttons" },
                 filed ? null : lt.button(t("Show them"), () => data.look({ ...data.freshLens(), flag: found.kind })),
+                found.kind === "no_caption" ? lt.button(t("Caption with…"), () => data.captionDialog()) : null,
                 found.remedy && found.kind in REMEDIES ? lt.button(REMEDIES[found.kind](), () => confirm(found)) : null));
     }
 

@@ -49,6 +49,12 @@
         if (data.set) data.tell("set", false);
     };
 
+    // Lets the gallery end where the window ends, however much the host shows above it.
+    data.stretch = function () {
+        const above = Math.round(parts.body.getBoundingClientRect().top + scrollY);
+        if (above > 0) root.style.setProperty("--lt-above", above + "px");
+    };
+
     function openTyped() {
         lt.type("lt_data_folder", parts.folder.value);
         lt.type("lt_data_trigger", parts.trigger.value);
@@ -100,14 +106,16 @@
             ...data.faults.map((text) => ["fault", text]),
             ...(set && set.writable === false
                 ? [["note", t("This folder cannot be written, so captions can only be looked at.")]] : []),
-            ...(set?.warnings || []).map((text) => ["note", text]),
         ];
-        const now = JSON.stringify(lines);
+        const warnings = set?.warnings || [];
+        const now = JSON.stringify([lines, warnings]);
         if (parts.notes.dataset.now === now) return;
         parts.notes.dataset.now = now;
-        const shown = lines.map(([kind, text]) => el("p", { class: "lt-line lt-" + kind }, text));
-        parts.notes.replaceChildren(...(shown.length < 4 ? shown : [...shown.slice(0, 2),
-            el("details", null, el("summary", null, t("{n} more notes", { n: shown.length - 2 })), ...shown.slice(2))]));
+        const line = ([kind, text]) => el("p", { class: "lt-line lt-" + kind }, text);
+        parts.notes.replaceChildren(...lines.map(line), ...(warnings.length ? [el("details", null,
+            el("summary", null, warnings.length === 1 ? t("1 note on this folder")
+                : t("{n} notes on this folder", { n: warnings.length })),
+            ...warnings.map((text) => line(["note", text])))] : []));
     }
 
     function empty(set) {
@@ -153,7 +161,7 @@
         try {
             await data.flush();
             const done = await data.ask(which, "POST", {});
-            lt.notice(which === "undo" ? t("Undone: {what}", done) : t("Done again: {what}", done));
+            lt.notice(done.what);
             data.set.revision = Math.max(data.set.revision, done.revision);
             data.tell("changed");
             data.soon();

@@ -145,7 +145,6 @@
     function pressed(event) {
         const typing = event.target === view.caption.field;
         const by = { ArrowRight: 1, ArrowDown: 1, PageDown: 1, ArrowLeft: -1, ArrowUp: -1, PageUp: -1 }[event.key];
-        if (event.key === "Escape") event.stopPropagation(); // it interrupts a generation in the WebUI
         if (by && (!typing || event.key.startsWith("Page"))) {
             event.preventDefault();
             go(by, typing);

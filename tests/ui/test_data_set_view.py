@@ -115,7 +115,7 @@ def test_many_captions_at_once_with_a_look_before_and_a_way_back(opened: Any, fo
     tab.wait_for_selector(".lt-actions [aria-label=Undo]:enabled")
     tab.locator(".lt-shown-count").click()
     tab.keyboard.press("Control+z")
-    tab.wait_for_selector("text=Undone")
+    tab.wait_for_selector(".lt-notice >> text=Undone")
     assert caption(folder, 4) == "mycat, red, number 4"
 
     tab.keyboard.press("Escape")
