@@ -44,7 +44,8 @@ TABLE = {
         {"torch", "diffusers", "transformers", "tokenizers", "open_clip", "ftfy", "safetensors", "yaml", "PIL"},
     ),
     f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
-    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors"}),
+    # regex: expressions of users, which re could not stop
+    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "regex"}),
     f"{PACKAGE}/captioners": May(  # weights: to read the files of its models without running what is in them
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},

@@ -90,9 +90,9 @@ def _from_another_site(request: Request) -> bool:
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
-async def mapping_of(request: Request) -> dict[str, Any]:
-    """The JSON object in the body; an empty body is an empty object."""
-    body = await _body(request)
+async def mapping_of(request: Request, most: int = LARGEST_BODY) -> dict[str, Any]:
+    """The JSON object in the body, of `most` bytes; an empty body is an empty object."""
+    body = await _body(request, most)
     if not body.strip():
         return {}
     try:
@@ -110,14 +110,14 @@ async def mapping_of(request: Request) -> dict[str, Any]:
     return found
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, most: int) -> bytes:
     """All of it, unless it is too large; one that lies about its length is cut off while it comes."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > LARGEST_BODY:
-            raise Refused(413, f"The body has more than {LARGEST_BODY:,} bytes; settings have some hundreds.")
+        if size > most:
+            raise Refused(413, f"The body has more than {most:,} bytes; settings have some hundreds.")
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 
 from lora_trainer.config.surfaces import json_schema
 from lora_trainer.contracts import Host, Sampled
+from lora_trainer.interfaces.api.data_sets import data_set_routes
 from lora_trainer.interfaces.api.forms import answer, check_form, event_form, job_form, plan_form
 from lora_trainer.interfaces.api.requests import (
     VERBS,
@@ -53,7 +54,7 @@ def mount(app: Starlette, registry: Registry, host: Host, admit: Admit) -> None:
 def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
     """Every route by its path below PREFIX and its verb."""
     desk = _Desk(registry)
-    return {
+    return data_set_routes(registry) | {
         "/schema": {"GET": desk.schema},
         "/plan": {"POST": desk.plan},
         "/check": {"POST": desk.check},
