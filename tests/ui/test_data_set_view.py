@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("gradio", reason="the package gradio is not installed: the page is made with it")
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed: no browser")
 
-from tests.builders.browsed import MARKS, field, goto  # noqa: E402
+from tests.builders.browsed import MARKS, field, goto, serving  # noqa: E402
 from tests.builders.pictures import ramp  # noqa: E402
 
 pytestmark = MARKS
@@ -33,12 +34,19 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of one server for all that is here: they differ in their folders, and its start takes the longest."""
+    with serving(tmp_path_factory.mktemp("server")) as (_, address):
+        yield address
+
+
 @pytest.fixture
-def opened(server: Any, tab: Any, folder: Path) -> Any:
+def opened(address: str, tab: Any, folder: Path) -> Any:
     """The view with that folder, which was named in the form."""
-    goto(tab, server[1])
-    tab.errors = []
-    tab.on("pageerror", tab.errors.append)
+    goto(tab, address)
+    errors: list[Any] = []
+    tab.on("pageerror", lambda error: errors.append(error))
     tab.wait_for_selector("#lt_views [role=tab]")
     tab.wait_for_selector("#lt_plan .lt-hint")
     tab.fill(field("data_folder"), str(folder))
@@ -46,7 +54,7 @@ def opened(server: Any, tab: Any, folder: Path) -> Any:
     tab.click("#lt_views >> text=Data set")
     tab.wait_for_selector(".lt-card .lt-fit img")
     yield tab
-    assert tab.errors == []
+    assert errors == []
     assert tab.evaluate("window.hacked") is None
 
 
