@@ -60,7 +60,7 @@ class Updater:
         self, groups: Sequence[ParameterGroup], rates: RatePlan, *, weight_decay: float, scale_loss: bool
     ) -> None:
         self.rates = rates
-        self._parts = [group.part for group in groups]
+        self._rated = [(group.part, group.rate) for group in groups]
         self.parameters = [p for group in groups for p in group.parameters]
         self._optimizer = torch.optim.AdamW(
             [{"params": group.parameters, "lr": 0.0} for group in groups],
@@ -90,8 +90,8 @@ class Updater:
     def update(self, step: int, finite: bool) -> dict[str, float]:
         """Move the parameters with the rates of the 0-based `step`; not finite: only the loss scale learns of it."""
         rates = self.rates.at(step)
-        for part, group in zip(self._parts, self._optimizer.param_groups, strict=True):
-            group["lr"] = rates[part]
+        for (part, factor), group in zip(self._rated, self._optimizer.param_groups, strict=True):
+            group["lr"] = rates[part] * factor
         if finite:
             self._optimizer.step()
         if self._scaled:

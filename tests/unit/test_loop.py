@@ -259,3 +259,14 @@ def test_a_checkpoint_or_a_picture_that_fails_does_not_cost_the_training(tmp_pat
     assert len(told) == 4  # checkpoints of steps 2 and 4, pictures of steps 3 and 6
     assert all(str(fault) in text and "the training goes on" in text for text in told)
     assert torch.equal(troubled.network.weight, straight.network.weight)
+
+
+def test_a_groups_rate_is_a_multiple_of_its_parts():
+    """AdamW's first step is lr * g / (|g| + eps), whatever the gradient's size: Kingma and Ba 2014, section 2.1."""
+    slow, fast = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    groups = [ParameterGroup("unet", [slow]), ParameterGroup("unet", [fast], rate=16.0)]
+    updater = Updater(groups, RatePlan({"unet": 1e-3}, "constant", 2, 0), weight_decay=0.0, scale_loss=False)
+    updater.backward((slow.sum() + fast.sum()) * 3)
+    assert updater.update(0, finite=True) == {"unet": 1e-3}, "what is told is the part's own"
+    torch.testing.assert_close(slow, torch.full((2,), -1e-3))
+    torch.testing.assert_close(fast, torch.full((2,), -16e-3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -165,12 +166,14 @@ class _Desk:
         from lora_trainer.jobs.data_sets import ACTIONS, Edit
 
         given = await mapping_of(request, LARGEST_EDIT)
-        texts, switches = ("find", "replacement", "text"), ("regex", "whole_tag")
-        only(given, ("action", *texts, *switches, "names", "filter", "preview"))
+        only(given, (*(field.name for field in fields(Edit)), "names", "filter", "preview"))
         edit = Edit(
             action=one_of(text_in(given, "action"), ACTIONS, "action"),
-            **{name: text_in(given, name, "") for name in texts},
-            **{name: switch_in(given, name) for name in switches},
+            find=text_in(given, "find", ""),
+            replacement=text_in(given, "replacement", ""),
+            text=text_in(given, "text", ""),
+            regex=switch_in(given, "regex"),
+            whole_tag=switch_in(given, "whole_tag"),
         )
         names, preview = texts_in(given, "names"), switch_in(given, "preview")
         inner = given.get("filter") or {}

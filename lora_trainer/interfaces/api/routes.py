@@ -54,7 +54,7 @@ def mount(app: Starlette, registry: Registry, host: Host, admit: Admit) -> None:
 def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
     """Every route by its path below PREFIX and its verb."""
     desk = _Desk(registry)
-    return data_set_routes(registry) | {
+    jobs: dict[str, dict[str, Handler]] = {
         "/schema": {"GET": desk.schema},
         "/plan": {"POST": desk.plan},
         "/check": {"POST": desk.check},
@@ -68,6 +68,7 @@ def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
         "/jobs/{id}/save": {"POST": desk.save},
         "/jobs/{id}/sample": {"POST": desk.sample},
     }
+    return jobs | data_set_routes(registry)
 
 
 class _Desk:
