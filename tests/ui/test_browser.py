@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("gradio", reason="the package gradio is not installed: the page is made with it")
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed: no browser")
 
-from tests.builders.browsed import MARKS, field, goto  # noqa: E402
-from tests.builders.runs import write_pictures  # noqa: E402
+from tests.builders.browsed import MARKS, field, goto
+from tests.builders.runs import write_pictures
 
 pytestmark = MARKS
 

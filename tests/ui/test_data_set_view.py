@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("gradio", reason="the package gradio is not installed: the page is made with it")
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed: no browser")
 
-from tests.builders.browsed import MARKS, field, goto, serving  # noqa: E402
-from tests.builders.pictures import ramp  # noqa: E402
+from tests.builders.browsed import MARKS, field, goto, serving
+from tests.builders.pictures import ramp
 
 pytestmark = MARKS
 
@@ -45,8 +45,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def opened(address: str, tab: Any, folder: Path) -> Any:
     """The view with that folder, which was named in the form."""
     goto(tab, address)
-    errors: list[Any] = []
-    tab.on("pageerror", lambda error: errors.append(error))
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.wait_for_selector("#lt_views [role=tab]")
     tab.wait_for_selector("#lt_plan .lt-hint")
     tab.fill(field("data_folder"), str(folder))
@@ -99,7 +99,8 @@ def test_captions_are_edited_in_place_and_never_over_another_program(opened: Any
         assert caption(folder, 3) == "theirs"
         card(tab, "003.png").locator(f"text={keep}").click()
         card(tab, "003.png").locator(".lt-conflict").wait_for(state="detached")
-        tab.wait_for_function(f"[...document.querySelectorAll('.lt-caption')].some((one) => one.value === '{expected}')")
+        shown = "[...document.querySelectorAll('.lt-caption')].map((one) => one.value)"
+        tab.wait_for_function(f"{shown}.includes('{expected}')")
         if keep == "Keep mine":
             saved(tab, "003.png", folder, "mine")
 
