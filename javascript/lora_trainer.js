@@ -157,6 +157,7 @@
             refused: () => lt.notice(answer.faults.map((one) => one.text).join(" "), "bad"),
             started: () => lt.watch && lt.watch(answer.id),
             brought: () => brought(answer.what),
+            taken: () => lt.taken && lt.taken(answer),
             yaml: () => download(answer.text),
             opened: () => lt.notice(t("Opened: {folder}", { folder: answer.folder })),
         }[answer.kind];

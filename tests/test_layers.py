@@ -50,7 +50,12 @@ TABLE = {
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},
     ),
-    f"{PACKAGE}/train": May({"config"}, {"torch", "accelerate"}),
+    # the optional ones: optimizers, each imported when it is asked for
+    f"{PACKAGE}/train": May(
+        {"config"},
+        {"torch", "accelerate", "transformers", "bitsandbytes", "prodigyopt", "schedulefree", "lion_pytorch",
+         "came_pytorch"},
+    ),
     f"{PACKAGE}/jobs": May(
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}
     ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +66,16 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=_formats()) as image:
             _refuse_bomb(image)
             return _upright_size(image)
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+@contextmanager
+def header(path: Path) -> Iterator[Image.Image]:
+    """The image with its header read, and no pixel yet. Raises PlainError that names the file if it is damaged."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            yield image
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
 

@@ -16,6 +16,7 @@ import gradio as gr
 
 from lora_trainer.config.load import dump_yaml, load
 from lora_trainer.contracts import Host, PlainError
+from lora_trainer.interfaces.api.forms import taken_form
 from lora_trainer.interfaces.ui import answers, workshop
 from lora_trainer.interfaces.ui.fields import unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
@@ -119,7 +120,8 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
             kept = keep([getattr(file, "name", file) for file in files], folder or "", host.paths())
         except PlainError as error:
             return [update(value=None), update(), answers.stamped(answers.faults(error))]
-        return [update(value=None), update(value=str(kept)), update()]
+        told = answers.stamped({"kind": "taken", **taken_form(kept)})
+        return [update(value=None), update(value=str(kept.folder)), told]
 
     def show(order: str, request: gr.Request) -> str:
         return _sent(lambda: open_folder(registry, json.loads(order)["id"], _from_here(request)))
