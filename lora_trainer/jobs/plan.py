@@ -19,6 +19,7 @@ from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.files import RunFiles, check_writable, run_files, untouched
+from lora_trainer.jobs.readers import unread_note
 
 CHECKPOINTS_IN_A_RUN = 10  # where save_steps is silent
 
@@ -123,11 +124,7 @@ def plan_run(
         Choice("buckets", data.bucket_table(), ""),
         step_choice,
         Choice("batch", _batch(config, processes), ""),
-        Choice(
-            "network",
-            f"{config.network.kind}, rank {config.network.rank}, alpha {alpha:g}, {config.network.targets} layers",
-            "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
-        ),
+        _network(config, alpha),
         rate_choice,
         dtype_choice,
         Choice("device", str(device), ""),
@@ -141,8 +138,28 @@ def plan_run(
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every,
         sample_every=config.samples.every or save_every, choices=choices,
-        notes=(*found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger), *_taken(file_choice)),
+        notes=(
+            *found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger),
+            *unread_note(config.network.kind, host.name), *_taken(file_choice),
+        ),
     )  # fmt: skip
+
+
+def _network(config: RunConfig, alpha: float) -> Choice:
+    network = config.network
+    told = [network.kind, f"rank {network.rank}"]
+    if network.kind != "oft":
+        told.append(f"alpha {alpha:g}" + (" / sqrt(rank)" if network.rslora else ""))
+    told.append(f"layers with {' or '.join(network.layers)}" if network.layers else f"{network.targets} layers")
+    if network.kind == "locon" and not network.layers and network.targets != "all":
+        told.append("and the convolutions")
+    told += [f"rank of {rule}" for rule in network.ranks]
+    if network.init != "default":
+        told.append(f"from {network.init} (the file has rank {2 * network.rank})")
+    if network.loraplus_ratio != 1:
+        told.append(f"up weights at {network.loraplus_ratio:g} times the rate")
+    given = network.alpha is not None or network.kind == "oft"
+    return Choice("network", ", ".join(told), "" if given else "alpha is half of the rank unless it is given")
 
 
 def _base(config: RunConfig, host: Host) -> LentModel:

@@ -28,12 +28,13 @@ from lora_trainer.families.frozen_convolution import hasten
 from lora_trainer.jobs.checkpoints import SavedRun, newest_state
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.plan import Plan, files_asked_for, plan_run
+from lora_trainer.jobs.readers import unheard
 from lora_trainer.jobs.recipe import resumable_facts, what_changed, write_recipe
 from lora_trainer.jobs.record import recorded
 from lora_trainer.jobs.samples import SampleMaker, sample_order
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.jobs.writer import Writer
-from lora_trainer.networks.lora import inject
+from lora_trainer.networks.network import inject
 from lora_trainer.train.control import Controls
 from lora_trainer.train.diffusion_loss import DiffusionLoss
 from lora_trainer.train.loop import Pace, StepBroken, Work, fit, sampled
@@ -120,8 +121,12 @@ class _Job:
                 yield _NOTHING_DONE
                 return
             borrowed.callback(network.eject)
+            yield from (Told(note, "warning") for note in unheard(plan.family.name, network.state()))
             if plan.config.network.start_from and not self.saved:
-                yield from starting_weights(plan, network)
+                told = yield from in_turn(
+                    self._exclusive(base), self.control, lambda: starting_weights(plan, network)
+                )
+                yield from told or ()
             if self._writes:  # not sooner: a run that is refused leaves no folder behind
                 for folder in {plan.files.folder, plan.files.work}:
                     _made_ready(folder)
@@ -225,7 +230,7 @@ class _Job:
         writer = Writer(plan, base, self.host) if self._writes else None
         exclusive = self._exclusive(base)
         work = Work(
-            batches=plan.data, loss=_loss(plan, base), network=network, updater=updater, control=self.control,
+            batches=plan.data, loss=_loss(plan, base, network), network=network, updater=updater, control=self.control,
             processes=self.processes, exclusive=exclusive,
             save=writer.checkpoint if writer else lambda state: None,
             sample=maker.draw if writer else lambda step: None,
@@ -250,10 +255,10 @@ class _Job:
             )
 
 
-def _loss(plan: Plan, base: BaseModel) -> DiffusionLoss:
+def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
     return DiffusionLoss(
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
-        plan.config.network.dropout,
+        network,
     )  # fmt: skip
 
 

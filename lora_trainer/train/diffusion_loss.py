@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lora_trainer.config.seeds import sample_seed
-from lora_trainer.contracts import BaseModel, Batch
+from lora_trainer.contracts import BaseModel, Batch, Network
 from lora_trainer.train.objective import add_noise, min_snr_weights, target
 
 
@@ -30,7 +28,7 @@ class DiffusionLoss:
     clip_skip: int
     min_snr_gamma: float
     noise_offset: float
-    network_dropout: float
+    network: Network
 
     def __call__(self, batch: Batch) -> Tensor:
         device = self.base.device
@@ -38,9 +36,9 @@ class DiffusionLoss:
         latents, noise = batch.latents.to(device), noise.to(device)
         timesteps = timesteps.to(device)
         alphas = self.base.alphas_cumprod.to(device)[timesteps]
-        with self._dropout_seeded(batch):
-            text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
-            predicted = self.base.predict(add_noise(latents, noise, alphas), timesteps, text, batch.sizes.to(device))
+        self.network.drop_by([sample_seed(self.seed, position, "dropout") for position in batch.positions])
+        text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
+        predicted = self.base.predict(add_noise(latents, noise, alphas), timesteps, text, batch.sizes.to(device))
         prediction = self.base.facts.prediction
         error = (predicted.float() - target(prediction, latents, noise, alphas)).square().mean(dim=(1, 2, 3))
         if self.min_snr_gamma > 0:
@@ -60,16 +58,3 @@ class DiffusionLoss:
                 noise = noise + self.noise_offset * torch.randn((noise.shape[0], 1, 1), generator=generator)
             noises.append(noise)
         return torch.stack(noises), torch.cat(timesteps)
-
-    def _dropout_seeded(self, batch: Batch) -> AbstractContextManager[None]:
-        """Dropout draws from the process's random state: seed it for this batch, and give it back after."""
-        if self.network_dropout == 0:
-            return nullcontext()
-        return _seeded(sample_seed(self.seed, batch.positions[0], "dropout"), self.base.device)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
