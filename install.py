@@ -41,7 +41,8 @@ RUN = (
 # along breaks transformers where torch is a CPU build.
 ALONE = ("open_clip_torch>=2.20",)
 UI = ("gradio>=6",)  # the page without a WebUI; brings fastapi and uvicorn
-TEST = ("pytest>=8", "hypothesis>=6.100", "onnxruntime>=1.17")
+TEST = ("pytest>=8", "pytest-xdist>=3.3", "hypothesis>=6.100", "onnxruntime>=1.17")
+WORKERS = ("-n", "2", "--dist", "worksteal")  # one process of tests for each core of a small machine
 LINT = ("ruff>=0.11", "pyright[nodejs]>=1.1.390")  # with node from the package index, wherever none is installed
 
 # The libraries that the WebUIs ship or, for diffusers and peft in A1111, the newest that work beside what it ships.
@@ -198,9 +199,8 @@ def _suite(environment: Environment, what: list[str], rest: list[str]) -> Outcom
         what = [word for word in what if not _is_test(word)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        outcome = _checked(
-            f"pytest, {environment.name}", [environment.python, "-m", "pytest", f"--junitxml={report}", *what, *rest]
-        )
+        command = [environment.python, "-m", "pytest", *WORKERS, f"--junitxml={report}", *what, *rest]
+        outcome = _checked(f"pytest, {environment.name}", command)
         if not report.exists():
             return outcome._replace(verdict="FAILED", failed=1)
         return outcome._replace(**_counts(report))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:  # annotations only: reading this page must not cost the host a torch import
     import torch
@@ -181,12 +181,18 @@ class Batch:
     text: TextStates | None  # None where the text encoders are trained and the loss encodes
     sizes: Tensor  # (B, 6) pixels: original height, width, crop top, left, target height, width (SDXL's time_ids)
     weights: Tensor  # (B,) float32 factor of each sample's loss
+    class_captions: tuple[str, ...] = ()  # the captions with the class in the trigger word's place, where it is asked
+    class_text: TextStates | None = None  # None where the text encoders are trained, or no class is asked
 
 
-class Batches(Protocol):
+Batch_co = TypeVar("Batch_co", covariant=True)  # Batch or TextBatch
+Batch_contra = TypeVar("Batch_contra", contravariant=True)
+
+
+class Batches(Protocol[Batch_co]):
     """The endless stream of micro-batches: a function of seed and index, so that a resumed run sees the same."""
 
-    def __call__(self, index: int) -> Batch: ...
+    def __call__(self, index: int) -> Batch_co: ...
 
 
 # --- captions --------------------------------------------------------------------------------------------------------
@@ -265,8 +271,8 @@ class Network(Protocol):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-class Loss(Protocol):
-    def __call__(self, batch: Batch) -> Tensor:
+class Loss(Protocol[Batch_contra]):
+    def __call__(self, batch: Batch_contra) -> Tensor:
         """Mean loss of the micro-batch, a scalar with a graph to the network's parameters."""
         ...
 
@@ -423,6 +429,13 @@ class Host(Protocol):
 
         Within it the parts are on the device, and their weights are the checkpoint's own. Raises ModelAway where the
         host has another model loaded by now.
+        """
+        ...
+
+    def turn(self) -> AbstractContextManager[None]:
+        """The right to use the device for a piece of work that borrows no model, a batch of captions; waits its turn.
+
+        Within it the host's own model may be off the device. Whoever asked meanwhile is next after it.
         """
         ...
 

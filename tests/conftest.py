@@ -1,4 +1,4 @@
-"""What holds for every test: no network, two threads, and words for what is left out."""
+"""What holds for every test: no network, one thread, and words for what is left out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start; install.py runs two at a time
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else each forked test process warns
 
 # The same examples at each run, none kept on disk, and no minutes spent on finding the shortest failing one.
@@ -33,20 +34,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def two_threads() -> None:
+def one_thread() -> None:
     """The same number on every machine, because the order of a sum's parts, and so its last bit, depends on it."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, in words, what this machine cannot run."""
+    """Skip, in words, what this machine cannot run; and begin with what takes longest, so that none waits for it."""
     wanting = {"host": _no_host(config), "gpu": _no_gpu(items)}
     for item in items:
         for marker, reason in wanting.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def _no_host(config: pytest.Config) -> str:

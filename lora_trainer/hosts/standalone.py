@@ -55,6 +55,10 @@ class Standalone:
         """Nobody to share the device with."""
         return nullcontext()
 
+    def turn(self) -> AbstractContextManager[None]:
+        """Nobody to share the device with."""
+        return nullcontext()
+
     def contended(self) -> bool:
         """Nobody waits."""
         return False

@@ -20,6 +20,7 @@ from lora_trainer.data.captions import one_line, with_trigger
 from lora_trainer.data.images import load_rgb
 from lora_trainer.data.scan import Item, Scan, scan
 from lora_trainer.demo.show import ASSETS
+from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.train.control import Controls
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ def captioner_for(config: CaptionConfig, host: Host) -> Captioner:
 def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Iterator[Event]:
     """Describe the images and write their captions; the last event is Finished.
 
-    Stopping takes effect after the batch under way, and what is done is kept, as it is when anything fails. Raises
-    PlainError before anything is written for bad input, and later where the captioner or the disk fails.
+    Stopping, also by the host's own Interrupt, takes effect after the batch under way, and what is done is kept, as it
+    is when anything fails. Raises PlainError before anything is written for bad input, and later where the captioner
+    or the disk fails.
     """
     plan = plan_captions(config)
     yield from (Told(warning, "warning") for warning in plan.warnings)
@@ -98,14 +100,20 @@ def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Itera
         return
     _check_writable(plan.target.parent if plan.target else plan.scan.folder)
     captioner = captioner_for(config, host)
+    control = HostControl(control, host)
     files = _files(plan)
     counts = _Counts()
-    try:
-        yield from _described(plan, config, captioner, files, control, counts)
-    finally:
-        files.save()
-        captioner.close()
-    stopped = control.stopped() and counts.seen < len(plan.work)
+    with host.visit():
+        try:
+            for event in _described(plan, config, captioner, host, files, control, counts):
+                host.report(event)
+                yield event
+            stopped = control.stopped() and counts.seen < len(plan.work)
+        finally:
+            try:
+                files.save()
+            finally:
+                captioner.close()  # before the visit ends, which gives the device's memory back to the host
     yield from _nameless(counts, captioner)
     yield Finished("stopped" if stopped else "done", counts.written, None, _summary(plan, counts, stopped=stopped))
 
@@ -202,14 +210,17 @@ class _Decoded(NamedTuple):
 
 
 def _described(
-    plan: Plan, config: CaptionConfig, captioner: Captioner, files: CaptionFiles, control: Control, counts: _Counts
-) -> Iterator[Event]:
+    plan: Plan, config: CaptionConfig, captioner: Captioner, host: Host, files: CaptionFiles, control: Control,
+    counts: _Counts,
+) -> Iterator[Event]:  # fmt: skip
     total, saved = len(plan.work), time.monotonic()
     yield Prepared("captions", 0, total)
     for batch in _batches(plan.work, config.batch_size or captioner.batch_size, control):
         yield from (Told(f"{one.fault} It is left out.", "warning") for one in batch if one.fault)
         seen = [(one.item, one.image) for one in batch if one.image is not None]
-        for (item, _), said in zip(seen, _said(captioner, [image for _, image in seen]), strict=True):
+        with host.turn():  # a batch at a time: who wants to generate waits for one, not for all
+            sayings = _said(captioner, [image for _, image in seen])
+        for (item, _), said in zip(seen, sayings, strict=True):
             caption = _caption(item, said, captioner.makes, config)
             if not one_line(said):
                 counts.speechless.append(item.name)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from lora_trainer.jobs.records import Records
 
 if TYPE_CHECKING:
-    from lora_trainer.jobs.plan import Plan
+    from lora_trainer.jobs.planned import RunPlan
 
 _FILE = "pace.json"
 _KEPT = 100  # kinds of run remembered
 
 
-def kind_of(plan: Plan) -> str:
+def kind_of(plan: RunPlan) -> str:
     """What decides the seconds of a step, as one word to remember them by."""
     config = plan.config
     parts = [
-        plan.family.name, f"{plan.resolution}px", f"{plan.samples_per_step}/{config.data.batch_size}", str(plan.device),
+        plan.pace_key, f"{plan.samples_per_step}/{config.data.batch_size}", str(plan.device),
         plan.precision, config.network.kind, f"r{config.network.rank}", config.network.targets, "+".join(plan.rates),
-        "checkpointed" if config.train.gradient_checkpointing else "stored", config.data.cache,
+        "checkpointed" if config.train.gradient_checkpointing else "stored",
     ]  # fmt: skip
     return " ".join(parts)
 
@@ -50,15 +50,11 @@ class Paces:
             return self._known.get(kind)
 
 
-def sentence(plan: Plan, seconds: float | None) -> str:
+def sentence(plan: RunPlan, seconds: float | None) -> str:
     """What the run will do: "30 images, 28 with captions: 1500 steps (50 epochs) at 512 px, about 12 minutes"."""
-    images = len(plan.scan.items)
-    captioned = images - len(plan.scan.missing_captions)
-    share = "all" if captioned == images else captioned or "none"
-    told = f"{_count(images, 'image')}, {share} with captions"
-    work = f"{_count(plan.steps, 'step')} ({plan.epochs:.3g} epochs) at {plan.resolution} px"
+    work = f"{_count(plan.steps, 'step')} ({plan.epochs:.3g} epochs) {plan.size_told}"
     time = f", about {duration(seconds)}" if seconds is not None else ""
-    return f"{told}: {work}{time}."
+    return f"{plan.data_told}: {work}{time}."
 
 
 def duration(seconds: float) -> str:

@@ -88,19 +88,29 @@ def run_files(directory: str | None, name: str | None, paths: HostPaths = NOWHER
     return RunFiles(folder, name or folder.resolve().name, folder)
 
 
-def untouched(directory: str | None, name: str | None, paths: HostPaths = NOWHERE) -> RunFiles:
-    """Like `run_files`, but with "-2", "-3", ... where a run is already: on the folder (and so on the name made from
-    it), or on the name alone where that was given, since a folder such as models/Lora is shared by many runs."""
-    files = run_files(directory, name, paths)
+IMAGES = "stable-diffusion"  # the value of `task` whose results are files; others make folders
+
+
+def files_of_task(
+    directory: str | None, name: str | None, paths: HostPaths = NOWHERE, task: str = IMAGES
+) -> RunFiles:  # fmt: skip
+    """`run_files` of the kind that a task writes."""
+    return run_files(directory, name, paths)
+
+
+def untouched(directory: str | None, name: str | None, paths: HostPaths = NOWHERE, task: str = IMAGES) -> RunFiles:
+    """Like `files_of_task`, but with "-2", "-3", ... where a run is already: on the folder (and so on the name made
+    from it), or on the name alone where that was given, since a folder such as models/Lora is shared by many runs."""
+    files = files_of_task(directory, name, paths, task)
     folder = files.folder if files.folder.name else files.folder.resolve()  # "." has no name to put a number on
     by_name = name or (directory is None and paths.loras is not None)
     first, number = files, 1
     while files.hold_a_run():
         number += 1
         if by_name:
-            files = run_files(directory, f"{first.name}-{number}", paths)
+            files = files_of_task(directory, f"{first.name}-{number}", paths, task)
         else:
-            files = run_files(f"{folder}-{number}", None)
+            files = files_of_task(f"{folder}-{number}", None, task=task)
     return files
 
 

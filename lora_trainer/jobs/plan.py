@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
@@ -17,103 +19,117 @@ from lora_trainer.data.scan import Scan, scan
 from lora_trainer.demo.show import ASSETS
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
+from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
-from lora_trainer.jobs.files import RunFiles, check_writable, run_files, untouched
+from lora_trainer.jobs.planned import (
+    Choice,
+    RunPlan,
+    files_asked_for,
+    precision_for,
+    result_files,
+    save_interval,
+    taken,
+)
 from lora_trainer.jobs.readers import unread_note
 
-CHECKPOINTS_IN_A_RUN = 10  # where save_steps is silent
+__all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
 
 
-class Choice(NamedTuple):
-    """A value that was decided for the user, and why."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(RunPlan):
+    """The resolved run of an image model."""
 
-    name: str
-    value: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The resolved run: no field is open any more."""
-
-    config: RunConfig
     family: Family
     lent: LentModel
     scan: Scan
     data: DataSet
-    files: RunFiles
-    device: torch.device
-    dtype: torch.dtype
-    processes: int
-    seed: int
     resolution: int  # pixels
     clip_skip: int
-    alpha: float
-    rates: dict[str, float]  # peak learning rate by trained part
-    steps: int
-    save_every: int
-    sample_every: int  # 0: none while training
-    choices: tuple[Choice, ...]
-    notes: tuple[str, ...]  # what the user should know before it runs
 
     @property
-    def data_name(self) -> str:
-        """Name of the data set: its folder's, without the place."""
-        return Path(self.config.data.folder).expanduser().resolve().name
+    def samples_per_epoch(self) -> int:
+        return self.data.samples_per_epoch
+
+    @property
+    def base_name(self) -> str:
+        return self.lent.name
+
+    @property
+    def owns_base(self) -> bool:
+        return self.lent.owned
+
+    @property
+    def data_digest(self) -> str:
+        """Changes with the names, sizes, repeats and captions of the images."""
+        listed = [(item.name, item.size, item.repeats, item.caption) for item in self.data.items]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    @property
+    def smaller(self) -> str:
+        return f"a resolution below {self.resolution}"
+
+    @property
+    def pace_key(self) -> str:
+        return f"{self.family.name} {self.resolution}px {self.config.data.cache}"
+
+    @property
+    def data_told(self) -> str:
+        images = len(self.scan.items)
+        captioned = images - len(self.scan.missing_captions)
+        share = "all" if captioned == images else captioned or "none"
+        return f"{images} {'image' if images == 1 else 'images'}, {share} with captions"
+
+    @property
+    def size_told(self) -> str:
+        return f"at {self.resolution} px"
 
     @property
     def text_rate(self) -> float:
         """Peak learning rate of the text encoders; 0 where they are left alone."""
         return next((rate for part, rate in self.rates.items() if part != "unet"), 0.0)
 
-    @property
-    def warmup_steps(self) -> int:
-        return round(self.config.train.warmup * self.steps)
+    def settled(self) -> dict[str, Any]:
+        return {
+            "data.resolution": self.resolution,
+            "model.clip_skip": self.clip_skip,
+            "train.text_encoder_learning_rate": self.text_rate,
+        }
 
-    @property
-    def precision(self) -> str:
-        """As the option spells it."""
-        return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(self.dtype, "no")
-
-    @property
-    def epochs(self) -> float:
-        return self.steps * self.samples_per_step / max(1, self.data.samples_per_epoch)
-
-    @property
-    def samples_per_step(self) -> int:
-        train = self.config.train
-        return self.config.data.batch_size * train.gradient_accumulation_steps * self.processes
-
-    def text(self) -> str:
-        """The resolved run for a person to read."""
-        rows = [(choice.name, choice.value, choice.reason) for choice in self.choices]
-        wide = max(len(name) for name, _, _ in rows)
-        lines = [f"{name:<{wide}}  {value}" + (f"   ({why})" if why else "") for name, value, why in rows]
-        notes = [f"Note: {note}" for note in self.notes]
-        return "\n".join([*lines, *notes])
+    def summary(self) -> dict[str, Any]:
+        return {
+            "images": len(self.scan.items),
+            "captioned": len(self.scan.items) - len(self.scan.missing_captions),
+            "resolution": self.resolution,
+            "family": self.family.name,
+        }
 
 
 def plan_run(
     config: RunConfig, host: Host, *, resume: bool = False, processes: int = 1, device: torch.device | None = None
-) -> Plan:
+) -> RunPlan:
     """Resolve everything that the configuration leaves open. Raises PlainError; writes nothing, reads no weights."""
     if config.task == "text-generation":
         raise PlainError(
             "task_type: text-generation was asked, but this version trains image models only; "
             "use task_type: stable-diffusion with an SD1, SD2 or SDXL checkpoint."
         )
+    return plan_images(config, host, resume=resume, processes=processes, device=device or host.device())
+
+
+def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
+    """The plan of a run that trains an image model."""
+    method.check(config)
     lent = _base(config, host)
     family = family_named(lent.facts.family)
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
-    data = DataSet(found, config.data, resolution=resolution, seed=seed)
-    files, file_choice = _files(config, host, resume)
-    device = device or host.device()
-    dtype, dtype_choice = _dtype(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
+    data = DataSet(found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config))
+    files, file_choice = result_files(config, host, resume)
+    dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
     steps, step_choice = _steps(config, data, processes)
-    save_every, save_choice = _save_every(config, steps)
+    save_every, save_choice = save_interval(config, steps)
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
     choices = (
         Choice("base model", f"{lent.name} ({family.title})", ""),
@@ -126,6 +142,7 @@ def plan_run(
         Choice("batch", _batch(config, processes), ""),
         _network(config, alpha),
         rate_choice,
+        Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
@@ -140,7 +157,7 @@ def plan_run(
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(
             *found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger),
-            *unread_note(config.network.kind, host.name), *_taken(file_choice),
+            *unread_note(config.network.kind, host.name), *taken(file_choice),
         ),
     )  # fmt: skip
 
@@ -203,52 +220,6 @@ def _captions_found(found: Scan) -> str:
     return f"{len(found.items) - missing} found ({sources or 'none'}), {missing} missing"
 
 
-def files_asked_for(config: RunConfig, host: Host) -> RunFiles:
-    """Where the configuration says that the run writes, whatever is there already."""
-    return run_files(config.output.directory, _name(config), host.paths())
-
-
-def _name(config: RunConfig) -> str | None:
-    """The LoRA's name; without a name or a folder of its own it is called after the images'."""
-    if config.output.name or config.output.directory or not config.data.folder:
-        return config.output.name
-    return Path(config.data.folder).expanduser().resolve().name
-
-
-def _files(config: RunConfig, host: Host, resume: bool) -> tuple[RunFiles, Choice]:
-    wanted = files_asked_for(config, host)
-    check_writable(wanted.folder)
-    check_writable(wanted.work)
-    files = wanted if resume else untouched(config.output.directory, _name(config), host.paths())
-    reason = ""
-    if files != wanted:
-        reason = f"{wanted.name} is there already and is left alone; resume (train --resume) goes on from it"
-    return files, Choice("result", str(files.lora), reason)
-
-
-def _taken(choice: Choice) -> list[str]:
-    return [f"The result goes to {choice.value}: {choice.reason}."] if choice.reason else []
-
-
-def _dtype(asked: str, device: torch.device) -> tuple[torch.dtype, Choice]:
-    """Arithmetic of the frozen base, with the reason; the LoRA's own weights are always float32."""
-    if device.type != "cuda":
-        if asked == "bf16":
-            return torch.bfloat16, Choice("precision", "bf16", "asked for")
-        reason = "asked for" if asked == "no" else "exact, and the CPU gains nothing from fp16"
-        return torch.float32, Choice("precision", "no (float32)", reason)
-    if asked == "no":
-        return torch.float32, Choice("precision", "no (float32)", "asked for")
-    if asked == "fp16":
-        return torch.float16, Choice("precision", "fp16", "asked for")
-    supported = torch.cuda.is_bf16_supported()
-    if asked == "bf16" and not supported:
-        raise PlainError("mixed_precision: bf16 was asked, but this GPU has no bf16; use fp16.")
-    if supported:
-        return torch.bfloat16, Choice("precision", "bf16", "asked for" if asked == "bf16" else "this GPU has it")
-    return torch.float16, Choice("precision", "fp16", "this GPU has no bf16")
-
-
 def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
     """The dtype of the host's UNet: in another, autograd would keep a converted copy of nearly all weights."""
     stored = next(info.dtype for key, info in lent.header.items() if key.startswith(UNET_PREFIX))
@@ -287,13 +258,3 @@ def _batch(config: RunConfig, processes: int) -> str:
     size, accumulation = config.data.batch_size, config.train.gradient_accumulation_steps
     whole = size * accumulation * processes
     return f"{size} images x {accumulation} accumulated x {processes} processes = {whole} in a step"
-
-
-def _save_every(config: RunConfig, steps: int) -> tuple[int, Choice]:
-    every = config.output.save_steps
-    reason = ""
-    if every is None:
-        every = max(1, steps // CHECKPOINTS_IN_A_RUN)
-        reason = f"{CHECKPOINTS_IN_A_RUN} in the run"
-    kept = f", the last {config.output.keep_last} kept" if config.output.keep_last else ""
-    return every, Choice("checkpoints", f"every {every} steps{kept}" if every else "only at the end", reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -15,6 +14,7 @@ from lora_trainer.config.load import dump, dump_yaml, load
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.scan import Item
 from lora_trainer.jobs.plan import Plan
+from lora_trainer.jobs.planned import RunPlan
 from lora_trainer.networks.metadata import RunFacts, build
 from lora_trainer.networks.network import alpha_of
 from lora_trainer.weights.write import write_whole
@@ -26,32 +26,29 @@ _SHAPING = tuple(
 )  # fmt: skip
 
 
-def resolved_config(plan: Plan) -> dict[str, Any]:
+def resolved_config(plan: RunPlan) -> dict[str, Any]:
     """The configuration with what was left open filled in: the same file, data and machine give the same LoRA."""
     config = dump(plan.config)
-    config["data"]["resolution"] = plan.resolution
-    config["model"]["clip_skip"] = plan.clip_skip
     if plan.config.network.kind != "oft":  # which has none
         config["network"]["alpha"] = plan.alpha
     config["train"] |= {
-        "steps": plan.steps,
-        "epochs": None,
-        "seed": plan.seed,
-        "text_encoder_learning_rate": plan.text_rate,
-        "mixed_precision": plan.precision,
-    }
+        "steps": plan.steps, "epochs": None, "seed": plan.seed, "mixed_precision": plan.precision
+    }  # fmt: skip
     config["output"]["save_steps"] = plan.save_every
+    for path, value in plan.settled().items():
+        section, _, name = path.partition(".")
+        config[section][name] = value
     return config
 
 
-def recipe(plan: Plan) -> dict[str, Any]:
+def recipe(plan: RunPlan) -> dict[str, Any]:
     """The configuration as it is written into the LoRA: without the folders of the machine it was trained on, so that
     the same run gives the same bytes wherever it writes, and nobody's user name is published."""
     config = resolved_config(plan)
     del config["output"]["directory"]
     config["data"]["folder"] = plan.data_name
     config["data"]["metadata"] = _last_part(plan.config.data.metadata)
-    config["model"]["base"] = plan.lent.name
+    config["model"]["base"] = plan.base_name
     config["network"]["start_from"] = _last_part(plan.config.network.start_from)
     return config
 
@@ -109,7 +106,7 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
     )
 
 
-def write_recipe(plan: Plan) -> None:
+def write_recipe(plan: RunPlan) -> None:
     """Write `<name>.yaml`: `train --config` with it repeats the run."""
     text = dump_yaml(load(resolved_config(plan))).encode("utf-8")
 
@@ -119,13 +116,13 @@ def write_recipe(plan: Plan) -> None:
     write_whole(plan.files.recipe, fill)
 
 
-def resumable_facts(plan: Plan) -> dict[str, Any]:
+def resumable_facts(plan: RunPlan) -> dict[str, Any]:
     """What must agree between a state and the run that goes on from it."""
     return {
         "seed": plan.seed,
         "config": resolved_config(plan),
-        "data": _data_digest(plan.data.items),
-        "base": plan.lent.name,
+        "data": plan.data_digest,
+        "base": plan.base_name,
     }
 
 
@@ -153,12 +150,6 @@ def what_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def tag_counts(items: Sequence[Item]) -> Counter[str]:
     """How many images each comma-separated tag of the captions stands at."""
     return Counter(tag for item in items for tag in {tag.strip() for tag in item.caption.split(",")} if tag)
-
-
-def _data_digest(items: Sequence[Item]) -> str:
-    """Changes with the names, sizes, repeats and captions of the images; SHA-256."""
-    listed = [(item.name, item.size, item.repeats, item.caption) for item in items]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _last_part(path: str | None) -> str | None:

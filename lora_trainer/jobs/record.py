@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image
 
 from lora_trainer.contracts import Event, Finished, Prepared, Sampled, Saved, Skipped, Started, Stepped, Told
-from lora_trainer.jobs.plan import Plan
+from lora_trainer.jobs.planned import RunPlan
 from lora_trainer.weights.write import why_not_written
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 
-def recorded(plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
+def recorded(plan: RunPlan, events: Iterator[Event]) -> Iterator[Event]:
     """The same events, each written to the log and to TensorBoard on its way; where the disk refuses, that is told."""
     with ExitStack() as opened:
         log: _Log | None = None
@@ -101,7 +101,7 @@ def in_words(event: Event) -> str:
 class _Board:
     """TensorBoard's writer, if the package is there; what a resumed run draws again is cut off first."""
 
-    def __init__(self, plan: Plan, start: int) -> None:
+    def __init__(self, plan: RunPlan, start: int) -> None:
         self._missing = ""  # why nothing is written, until it is told
         self._writer: SummaryWriter | None = None
         try:

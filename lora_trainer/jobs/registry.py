@@ -29,7 +29,7 @@ from lora_trainer.jobs.records import Records
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
     from lora_trainer.jobs.checkup import Report
-    from lora_trainer.jobs.plan import Plan
+    from lora_trainer.jobs.planned import RunPlan
 
 REMEMBERED = 50  # jobs that are over
 LOOKING = 20.0  # seconds that one check looks at pictures: shorter than the patience of browsers and proxies
@@ -53,7 +53,7 @@ class Registry:
         known = [self._recalled(id, record, alone) for id, record in self._records.read_all().items()]
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
 
-    def plan(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Plan:
+    def plan(self, raw: Mapping[str, Any], *, by_page: bool = False) -> RunPlan:
         """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError.
 
         `by_page` as in `limits.load_allowed`.
@@ -83,7 +83,7 @@ class Registry:
                     break
         return checkup.report()
 
-    def seconds(self, plan: Plan) -> float | None:
+    def seconds(self, plan: RunPlan) -> float | None:
         """Seconds that the run will take, judged by the last one of its kind; None where there was none."""
         pace = self._paces.seconds_per_step(kind_of(plan))
         return None if pace is None else pace * plan.steps
@@ -169,7 +169,7 @@ class Registry:
             if files == plan.files:
                 config = _named(config, files.name, files.folder if asked.folder != files.folder else None)
             notes.append(f"The result goes to {files.lora}, because the name {asked.name} is taken.")
-        return Task(config, files, plan.steps, plan.resolution, kind_of(plan), resume), notes
+        return Task(config, files, plan.steps, plan.summary().get("resolution", 0), kind_of(plan), resume), notes
 
     def _writing(self, files: RunFiles) -> bool:
         return any(job.task.files.lora == files.lora for job in self.jobs() if not job.ended)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from lora_trainer.contracts import BaseModel, Event, Finished, Host, PlainError, Saved, Told
-from lora_trainer.jobs.card import write_card
+from lora_trainer.contracts import Event, Finished, PlainError, Saved, Told
 from lora_trainer.jobs.checkpoints import prune, write_state
-from lora_trainer.jobs.plan import Plan
-from lora_trainer.jobs.recipe import lora_metadata, resumable_facts
-from lora_trainer.networks.file import write_lora
+from lora_trainer.jobs.planned import RunPlan
+from lora_trainer.jobs.readied import Output
+from lora_trainer.jobs.recipe import resumable_facts
 from lora_trainer.train.loop import Outcome
 from lora_trainer.train.state import TrainingState
 from lora_trainer.train.told import in_words
@@ -37,9 +36,8 @@ class Kept(NamedTuple):
 class Writer:
     """The LoRA, its checkpoints and states of one run."""
 
-    plan: Plan
-    base: BaseModel
-    host: Host
+    plan: RunPlan
+    output: Output
 
     def checkpoint(self, state: TrainingState) -> Saved | Told:
         """A LoRA that can be used and a state that can be gone on from; a full disk does not end the run.
@@ -48,11 +46,11 @@ class Writer:
         """
         path = self.plan.files.checkpoint(state.step)
         try:
-            self._write_lora(path, state)
+            self.output.write(path, state)
             self._write_state(state)
         except PlainError as error:
             return Told(f"Step {state.step} was not saved, the training goes on: {error}", "warning")
-        self._announce(path)
+        self.output.announce(path)
         return Saved(state.step, path, final=False)
 
     def keep(self, path: Path, state: TrainingState, *, final: bool = False) -> Generator[Event, None, Kept]:
@@ -68,15 +66,12 @@ class Writer:
             yield Told(f"The run cannot be resumed from step {state.step}: {in_words(error)}", "warning")
         if lora:
             if not final:  # then its card is missing yet
-                self._announce(lora)
+                self.output.announce(lora)
             yield Saved(state.step, lora, final=final)
         return Kept(lora, refused, resumable)
 
-    def finish(self, outcome: Outcome, prove: Callable[[Path], Iterable[Told]]) -> Iterator[Event]:
-        """Keep the outcome and end with `Finished`.
-
-        `prove` lets the host read what was written; what it says is told before the end.
-        """
+    def finish(self, outcome: Outcome) -> Iterator[Event]:
+        """Keep the outcome and end with `Finished`; what others make of the result is told before the end."""
         state, files = outcome.state, self.plan.files
         if outcome.kind == "diverged":
             yield self._diverged(state)
@@ -88,9 +83,7 @@ class Writer:
                 text = f"All {state.step} steps are done, but {kept.refused}{_left(kept, 'writes it again')}"
                 yield Finished("failed", state.step, kept.lora, text)
                 return
-            yield from write_card(self.plan, self.host.paths())
-            self._announce(files.lora)
-            yield from prove(files.lora)
+            yield from self.output.present(files.lora)
             yield Finished("done", state.step, files.lora, f"Done: {files.lora}")
 
     def _ended_early(self, outcome: Outcome) -> Iterator[Event]:
@@ -123,7 +116,7 @@ class Writer:
         if size > 1:
             doubled = config.train.gradient_accumulation_steps * 2
             return f"set batch_size: {size // 2} and gradient_accumulation_steps: {doubled}"
-        return f"set a resolution below {self.plan.resolution}"
+        return f"set {self.plan.smaller}"
 
     def _diverged(self, state: TrainingState) -> Finished:
         path = self.plan.files.checkpoint(state.step) if state.step else None
@@ -138,7 +131,7 @@ class Writer:
         )
 
     def _more_precise(self) -> str:
-        return "mixed_precision: no" if self.plan.lent.owned else "the WebUI with --no-half"
+        return "mixed_precision: no" if self.plan.owns_base else "the WebUI with --no-half"
 
     def _lora_somewhere(self, path: Path, state: TrainingState) -> tuple[Path | None, str]:
         """Where the LoRA could be written, and why not at `path`."""
@@ -146,7 +139,7 @@ class Writer:
         for place in (path.parent, self.plan.files.work, Path(tempfile.gettempdir())):
             to = path if place == path.parent else free_name(place / path.name)
             try:
-                self._write_lora(to, state)
+                self.output.write(to, state)
             except Exception as error:
                 _log.error("The LoRA was not written to %s.", to, exc_info=error)
                 refused = refused or in_words(error)
@@ -154,25 +147,9 @@ class Writer:
                 return to, refused
         return None, refused
 
-    def _write_lora(self, path: Path, state: TrainingState) -> None:
-        write_lora(
-            path,
-            state.network,
-            kohya_name=self.base.kohya_name,
-            metadata=lora_metadata(self.plan, path.stem, state.step),
-            precision=self.plan.config.output.precision,
-        )
-
     def _write_state(self, state: TrainingState) -> None:
         write_state(self.plan.files, state, resumable_facts(self.plan))
         prune(self.plan.files, self.plan.config.output.keep_last)
-
-    def _announce(self, lora: Path) -> None:
-        """To the host; the file is written, so that whatever happens there is no fault of the run's."""
-        try:
-            self.host.announce(lora)
-        except Exception as error:
-            _log.error("The host did not take note of %s.", lora, exc_info=error)
 
 
 def _left(kept: Kept, resuming: str) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -56,8 +56,8 @@ class Pace:
 class Work:
     """What the loop works with."""
 
-    batches: Batches
-    loss: Loss
+    batches: Batches[Any]
+    loss: Loss[Any]
     network: Network
     updater: Updater
     control: Control

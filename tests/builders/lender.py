@@ -62,6 +62,13 @@ class Lender(Standalone):
                 raise ModelAway("another checkpoint is loaded; load this one again.")
             yield
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._lock:
+            self.turns += 1
+            self.each_turn(self.turns)
+            yield
+
     def contended(self) -> bool:
         return self.crowded
 

@@ -123,7 +123,7 @@ def main(folder: Path, port: int) -> None:
     """Serve until killed."""
     import torch
 
-    torch.set_num_threads(2)  # as in the tests: the last bit depends on it
+    torch.set_num_threads(1)  # as in the tests: the last bit depends on it
     host = Standalone(runs=folder / "runs")
     with served(application(Registry(host), host), port):
         print("ready", flush=True)

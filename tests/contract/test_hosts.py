@@ -21,7 +21,7 @@ PROMISED = {name: member for name, member in vars(Host).items() if inspect.isfun
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_promise_is_there_with_the_same_arguments(adapter: type[Any]) -> None:
-    assert len(PROMISED) >= 13  # the protocol was read
+    assert len(PROMISED) >= 14  # the protocol was read
     for name, promise in PROMISED.items():
         given = inspect.signature(inspect.unwrap(getattr(adapter, name)))
         assert list(given.parameters) == list(inspect.signature(promise).parameters), name
@@ -65,6 +65,8 @@ def test_visits_and_turns_end_however_they_end(host: Host, owned: LentModel) -> 
             _fail_in_a_visit(host, owned)
     with host.visit(), host.exclusive(owned, ()):
         pass
+    with host.visit(), host.turn():
+        pass
     assert not host.interrupted()
 
 
@@ -74,7 +76,10 @@ def _fail_in_a_visit(host: Host, owned: LentModel) -> None:
             with host.exclusive(owned, ("unet", "vae")):
                 assert not host.contended()
             assert not host.contended()
-        with host.exclusive(owned, ()):
+            with host.turn(), host.turn():  # a captioner of the host's takes its turn within ours
+                assert not host.contended()
+            assert not host.contended()
+        with host.turn():
             raise ZeroDivisionError
 
 

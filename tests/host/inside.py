@@ -349,3 +349,50 @@ def _digest(loan: LentModel) -> str:
     for name in sorted(loan.tensors):
         digest.update(loan.tensors[name].detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def captioned(pictures: int) -> dict[str, Any]:
+    """Caption so many pictures one by one, by a captioner of ours, and generate meanwhile: in which order it went."""
+    import tempfile
+
+    from modules import call_queue, shared
+    from PIL import Image
+
+    from lora_trainer.config.captioning import CaptionConfig
+    from lora_trainer.contracts import Prepared
+    from lora_trainer.jobs.captioning import Controls, caption_folder
+
+    order: list[str] = []
+    locked: list[bool] = []
+
+    def generate() -> None:
+        with call_queue.queue_lock:
+            order.append("generation")
+
+    class Speaker:
+        name, makes, batch_size = "host", "sentences", 1
+
+        def caption(self, images: Any) -> list[str]:
+            locked.append(call_queue.queue_lock._lock.locked())
+            order.append("captions")
+            if len(order) == 2:
+                threading.Thread(target=generate).start()
+                while not call_queue.queue_lock._pending_threads:
+                    time.sleep(0.001)
+            return ["a picture" for _ in images]
+
+        def close(self) -> None:
+            order.append("closed")
+
+    class Host(A1111):
+        def captioners(self, *, threshold: float | None = None, download: bool = False) -> Any:
+            return (Speaker(),)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(pictures):
+            Image.new("RGB", (64, 64), (number, 0, 0)).save(Path(folder) / f"{number}.png")
+        bars = []
+        for event in caption_folder(CaptionConfig(input=folder, model="host"), Host(), Controls()):
+            if isinstance(event, Prepared) and event.done:
+                bars.append(shared.state.textinfo)
+    return {"order": order, "locked": locked, "bars": bars, "outcome": getattr(event, "outcome", None)}

@@ -43,3 +43,13 @@ def test_paths_are_the_hosts(sd1: WebUI) -> None:
     sd1.inside("set_roots", lines="/pictures\n\n  /more pictures ")
     assert {"/pictures", "/more pictures"} <= set(sd1.inside("paths")["allowed"])
     sd1.inside("set_roots", lines="")
+
+
+def test_captions_and_a_generation_take_turns(as_before: WebUI) -> None:
+    """A generation that is asked for during a batch comes after it and before the next; then all is as before."""
+    found = as_before.inside("captioned", pictures=6)
+    assert found["locked"] == [True] * 6
+    assert found["order"].index("generation") in (2, 3)
+    assert found["order"].count("captions") == 6
+    assert found["bars"] == [f"LoRA Trainer: captions {done} of 6" for done in range(1, 7)]
+    assert found["outcome"] == "done"

@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +22,12 @@ from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.surfaces import captions_table, json_schema
 from lora_trainer.contracts import Captioner, Event, Finished, PlainError, Prepared, Told
 from lora_trainer.data.scan import scan
+from lora_trainer.hosts.a1111.turn import Turn
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.cli import main
 from lora_trainer.jobs.captioning import Controls, caption_folder, plan_captions
 from tests.builders.captioners import COLOURS, picture, write_blip, write_wd14
+from tests.builders.fifo_lock import FIFOLock
 from tests.builders.hub import served
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,6 +190,82 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(folder: Path) -> None:
     assert rows(folder / "metadata.csv") == {"red.png": "a red", "blue.JPG": "a blue", "sub/green.png": "a green"}
     with pytest.raises(PlainError, match="more memory"):
         run(CaptionConfig(input=str(folder), model="host", existing="overwrite"), Host(Speaker(holds=0)))
+
+
+class Queue(Host):
+    """A host whose device is shared as a WebUI's is; counts visits."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__(captioner)
+        self.lock = FIFOLock()
+        self.shared = Turn(self.lock)
+        self.inside = False
+        self.order: list[str] = []
+
+    @contextmanager
+    def visit(self) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self.shared:
+            self.order.append("captions")
+            yield
+
+    def report(self, event: Event) -> None:
+        assert self.inside
+
+
+class InQueue(Speaker):
+    """Looks at each batch whether the device is its own."""
+
+    batch_size = 1
+
+    def __init__(self, each: Callable[[], None]) -> None:
+        super().__init__()
+        self._each = each
+
+    def caption(self, images: Sequence[Image]) -> list[str]:
+        self._each()
+        return super().caption(images)
+
+
+def test_each_batch_takes_its_turn_and_who_waits_to_generate_is_next(folder: Path) -> None:
+    host: Queue
+
+    def generate() -> None:
+        with host.shared:
+            host.order.append("generation")
+
+    def each() -> None:
+        assert host.lock._lock.locked()
+        if len(host.order) == 1:
+            waiting.start()
+            while not host.lock._pending_threads:
+                time.sleep(0.001)
+
+    waiting = threading.Thread(target=generate)
+    host = Queue(speaker := InQueue(each))
+    run(CaptionConfig(input=str(folder), model="host"), host)
+    waiting.join(10)
+    assert host.order == ["captions", "generation", "captions", "captions"]
+    assert not host.lock._lock.locked()
+    assert speaker.closed
+    assert not host.inside
+
+
+def test_the_hosts_own_interrupt_stops_and_keeps_what_is_done(folder: Path) -> None:
+    class Interrupted(Host):
+        def interrupted(self) -> bool:
+            return len(speaker.sizes) == 1
+
+    speaker = Speaker()
+    end = run(CaptionConfig(input=str(folder), model="host"), Interrupted(speaker))[-1]
+    assert isinstance(end, Finished)
+    assert (end.outcome, end.step) == ("stopped", 2)
+    assert len(rows(folder / "metadata.csv")) == 2
 
 
 def test_images_of_which_nothing_is_said_are_told(folder: Path, tagger: Path) -> None:

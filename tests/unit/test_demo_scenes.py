@@ -114,8 +114,8 @@ def test_the_base_is_small_and_its_latents_have_the_deviation_the_noise_schedule
 @pytest.mark.slow
 def test_prompts_steer_the_base(base):
     """Chance is 1 in 8 for the object, 1 in 7 for the colour and 1 in 56 for both."""
-    asked = unseen_scenes(24)
-    painted = draw(base, [scenes.caption(scene) for scene in asked], size=128, steps=16, guidance=6.0, seed=500)
+    asked = unseen_scenes(16)
+    painted = draw(base, [scenes.caption(scene) for scene in asked], size=128, steps=12, guidance=6.0, seed=500)
     seen = steering_score(read_judge(ASSETS / "judge.safetensors"), painted, asked)
     assert seen.object > 0.6, seen
     assert seen.colour > 0.75, seen

@@ -207,7 +207,8 @@ def values_for(leaf: Leaf) -> st.SearchStrategy[Any]:
         str: text,
     }
     one = st.sampled_from(leaf.choices) if leaf.choices else kinds[leaf.type]
-    one = {"network.layers": st.sampled_from(["to_q", "^unet"]), "network.ranks": st.just("to_q = 8/2.5")}.get(leaf.path, one)
+    patterns = {"network.layers": st.sampled_from(["to_q", "^unet"]), "network.ranks": st.just("to_q = 8/2.5")}
+    one = patterns.get(leaf.path, one)
     one = st.lists(one).map(tuple) if leaf.many else one
     return st.none() | one if leaf.optional else one
 
@@ -337,7 +338,7 @@ def test_empty_files_marks_and_dates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("raw", "path", "words"), [
-    ({"network.kind": "oft", "network.alpha": 4}, "network.alpha", "counts only where network.kind is lora or locon or"),
+    ({"network.kind": "oft", "network.alpha": 4}, "network.alpha", "only where network.kind is lora or locon or"),
     ({"network.kind": "loha", "network.init": "pissa"}, "network.init", "and that is loha; leave it out, or set"),
     ({"network.factor": 8}, "network.factor", "or set network.kind to lokr"),
     ({"network.kind": "lokr", "network.loraplus_ratio": 16}, "network.loraplus_ratio", "dora, and that is lokr"),

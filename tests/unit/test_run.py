@@ -183,3 +183,44 @@ def test_a_lora_of_another_family_to_start_from_is_refused_and_nothing_is_writte
     with pytest.raises(PlainError, match="Stable Diffusion XL"):
         run_all(config)
     assert not (tmp_path / "on").exists()
+
+
+@pytest.mark.parametrize(("trigger", "word"), [("", "cat"), ("ohwx", "")])
+def test_to_keep_the_base_needs_a_trigger_and_its_class(tmp_path, trigger, word):
+    config = small_run(tmp_path, objective__preserve=1.0, data__trigger=trigger, objective__preserve_class=word)
+    with pytest.raises(PlainError, match=r"data\.trigger" if not trigger else r"objective\.preserve_class"):
+        plan_run(config, Standalone())
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_the_base_strays_less_from_it(tmp_path):
+    def size(name, preserve):
+        config = small_run(
+            tmp_path, data__trigger="ohwx", objective__preserve=preserve, objective__preserve_class="cat",
+            train__text_encoder_learning_rate=0.0, output__directory=str(tmp_path / name / "lora"), train__steps=8,
+        )  # fmt: skip
+        assert run_all(config)[-1].outcome == "done"
+        weights = load_file(tmp_path / name / "lora/lora.safetensors")
+        return sum(tensor.float().square().sum() for key, tensor in weights.items() if "lora_up" in key).item()
+
+    assert size("kept", 50.0) < 0.9 * size("free", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"objective__min_timestep": 600, "objective__max_timestep": 600}, "leaves no timestep"),
+     ({"objective__weighting": "debiased", "train__min_snr_gamma": 3.0}, "leave one of the two out")],
+)  # fmt: skip
+def test_an_objective_that_contradicts_itself_is_refused(tmp_path, options, told):
+    with pytest.raises(PlainError, match=told):
+        plan_run(small_run(tmp_path, **options), Standalone())
+
+
+def test_the_plan_tells_the_objective(tmp_path):
+    assert "squared error, min-SNR 5, timesteps 0 to 999" in plan_run(small_run(tmp_path), Standalone()).text()
+    text = plan_run(small_run(
+        tmp_path, objective__loss="huber", objective__weighting="debiased", objective__timesteps="high_noise",
+        objective__pyramid_noise=6, objective__input_perturbation=0.1, train__noise_offset=0.05,
+    ), Standalone()).text()  # fmt: skip
+    for words in ("huber with delta 0.1 (snr)", "debiased", "much noise more often", "6 layers", "0.05", "perturbed"):
+        assert words in text

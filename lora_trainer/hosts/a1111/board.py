@@ -47,7 +47,7 @@ class Board:
     def show(self, event: Event) -> None:
         """Move the bar."""
         if isinstance(event, Prepared):
-            self._set(event.done, event.total, f"LoRA training: {event.what} {event.done} of {event.total}")
+            self._set(event.done, event.total, f"LoRA Trainer: {event.what} {event.done} of {event.total}")
         elif isinstance(event, Started):
             self._shown["time_start"] = time.time()
             self._set(event.step, event.steps, f"LoRA training: step {event.step} of {event.steps}")

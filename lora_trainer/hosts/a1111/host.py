@@ -84,11 +84,25 @@ class A1111:
                 model = lent.tensors.model()
                 make_pristine(model)
                 memory.bring(model, parts)
-            self._board.take()
-            try:
+            with self._shown():
                 yield
-            finally:
-                self._board.leave()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The queue lock, and under --medvram a device without the checkpoint, as for the WebUI's own Interrogate."""
+        with self._turn:
+            memory.make_room()
+            with self._shown():
+                yield
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Our job on the progress bar, and Interrupt meant for it. To be entered with the queue lock."""
+        self._board.take()
+        try:
+            yield
+        finally:
+            self._board.leave()
 
     def contended(self) -> bool:
         """Whether a generation, a change of checkpoint or the like runs or waits."""

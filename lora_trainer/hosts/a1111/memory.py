@@ -27,6 +27,15 @@ def bring(model: Any, parts: Iterable[str]) -> None:
     lowvram.module_in_gpu = together
 
 
+def make_room() -> None:
+    """No part of the WebUI's model on the device, where it keeps them in the CPU's memory."""
+    from modules import devices, lowvram
+
+    if lowvram.module_in_gpu is not None:
+        lowvram.send_everything_to_cpu()
+        devices.torch_gc()
+
+
 def send_back(model: Any) -> None:
     """Everything to the CPU's memory again, as the WebUI itself does after a generation."""
     from modules import devices, lowvram

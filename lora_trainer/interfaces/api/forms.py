@@ -16,7 +16,7 @@ from lora_trainer.jobs.job import Job
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
     from lora_trainer.jobs.checkup import Report
-    from lora_trainer.jobs.plan import Plan
+    from lora_trainer.jobs.planned import RunPlan
 
 _NAMED = 100  # files of a kind that are named one by one
 
@@ -67,17 +67,14 @@ def event_form(item: Numbered, images: str) -> dict[str, Any]:
     return values
 
 
-def plan_form(plan: Plan, seconds: float | None) -> dict[str, Any]:
+def plan_form(plan: RunPlan, seconds: float | None) -> dict[str, Any]:
     """What a run would do, as `POST plan` tells it."""
     return jsonable({
         "choices": [choice._asdict() for choice in plan.choices],
         "notes": plan.notes,
-        "images": len(plan.scan.items),
-        "captioned": len(plan.scan.items) - len(plan.scan.missing_captions),
+        **plan.summary(),
         "steps": plan.steps,
         "epochs": plan.epochs,
-        "resolution": plan.resolution,
-        "family": plan.family.name,
         "seconds": seconds,
         "sentence": sentence(plan, seconds),
     })  # fmt: skip

@@ -18,6 +18,7 @@ from lora_trainer.interfaces.ui.fields import elem_id, label, raw_of, shown_of
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.plan import Plan
+    from lora_trainer.jobs.planned import RunPlan
     from lora_trainer.jobs.registry import Registry
 
 Answer = dict[str, Any]
@@ -65,14 +66,23 @@ def with_strength(registry: Registry, raw: dict[str, Any], strength: str | None)
 
     A length that is given in steps or epochs is kept. Raises PlainError.
     """
-    plan = registry.plan(raw, by_page=True)
+    plan = _of_images(registry.plan(raw, by_page=True))
     if strength is None or "train.steps" in raw or "train.epochs" in raw:
         return plan, raw
     steps = steps_of(strength, plan.steps)
     if steps == plan.steps:
         return plan, raw
     raw = raw | {"train.steps": steps}
-    return registry.plan(raw, by_page=True), raw
+    return _of_images(registry.plan(raw, by_page=True)), raw
+
+
+def _of_images(plan: RunPlan) -> Plan:
+    """The form is for image models; settings that were brought in may be for a language model."""
+    from lora_trainer.jobs.plan import Plan
+
+    if not isinstance(plan, Plan):
+        raise PlainError("These settings train a language model; start them in the view 'Language model'.")
+    return plan
 
 
 def told(registry: Registry, plan: Plan) -> Answer:

@@ -1,0 +1,145 @@
+"""What training an image model needs before its first step: caches filled, base adopted, network put on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_trainer.contracts import BaseModel, Event, Host, Network, Told
+from lora_trainer.families.frozen_convolution import hasten
+from lora_trainer.jobs.host_control import HostControl
+from lora_trainer.jobs.image_output import ImageOutput
+from lora_trainer.jobs.plan import Plan
+from lora_trainer.jobs.readers import unheard
+from lora_trainer.jobs.readied import Readied
+from lora_trainer.jobs.samples import SampleMaker
+from lora_trainer.jobs.start import starting_weights
+from lora_trainer.networks.network import inject
+from lora_trainer.train.diffusion_loss import DiffusionLoss
+from lora_trainer.train.turns import Exclusive, in_turn
+
+
+@dataclass
+class ImageRun:
+    """Implements `readied.Preparation` for a UNet and its text encoders."""
+
+    plan: Plan
+    host: Host
+    control: HostControl
+    begins: bool  # no state to go on from
+
+    def ready(self, borrowed: ExitStack) -> Generator[Event, None, Readied | None]:
+        """Everything for the loop, or None when stop was ordered; what is put on comes off with `borrowed`."""
+        plan = self.plan
+        base = yield from self._prepare()
+        borrowed.callback(self.control.forget_base)
+        if base is None or not (yield from self._add_unet(base)):
+            return None
+        options = replace(plan.config.network, alpha=plan.alpha)
+        exclusive = self._exclusive(base)
+        network = yield from in_turn(
+            exclusive,
+            self.control,
+            lambda: inject(base.parts, options, train_parts=list(plan.rates), seed=plan.seed),
+        )
+        if network is None:
+            return None
+        borrowed.callback(network.eject)
+        yield from (Told(note, "warning") for note in unheard(plan.family.name, network.state()))
+        if plan.config.network.start_from and self.begins:
+            told = yield from in_turn(exclusive, self.control, lambda: starting_weights(plan, network))
+            if told is None:
+                return None
+            yield from told
+        if plan.config.train.gradient_checkpointing:
+            _checkpoint_activations(base, plan.rates)
+        return Readied(
+            batches=plan.data, loss=_loss(plan, base, network), network=network, exclusive=exclusive,
+            sampler=SampleMaker(plan, base, network, self.host),
+            output=ImageOutput(plan, base, self.host, exclusive),
+        )  # fmt: skip
+
+    def _prepare(self) -> Generator[Event, None, BaseModel | None]:
+        """Fill the caches; returns a base of the parts that stay for the training, or None when stopped."""
+        plan = self.plan
+        parts = ["vae", *plan.family.text_parts]
+        base = yield from self._adopted(parts)
+        if base is None:
+            return None
+        frozen_text = not any(part in plan.rates for part in plan.family.text_parts)
+        encode_text = (lambda captions: base.encode_text(captions, plan.clip_skip)) if frozen_text else None
+        exclusive = self._exclusive(base)
+        fingerprint = yield from in_turn(exclusive, self.control, lambda: base.fingerprint("vae"))
+        work = plan.data.prepare(base.encode_images, encode_text, fingerprint=fingerprint or "")
+        while event := (yield from in_turn(exclusive, self.control, lambda: next(work, None))):
+            yield event
+            if self.control.take().stop:
+                return None
+        if self.control.stopped():
+            return None
+        draws = bool(plan.config.samples.prompts) and not self.host.draws
+        keeps_text = not frozen_text or draws or plan.data.encodes_while_training
+        keeps_vae = draws or plan.config.data.cache == "none"
+        if not keeps_text:
+            base.release(*plan.family.text_parts)
+        if not keeps_vae:
+            base.release("vae")
+        return base
+
+    def _adopted(self, parts: Sequence[str]) -> Generator[Event, None, BaseModel | None]:
+        plan = self.plan
+
+        def adopt() -> BaseModel:
+            base = plan.family.adopt(plan.lent, plan.device, plan.dtype, parts)
+            if self.host.contended():
+                base.let_go()
+            return base
+
+        return (yield from in_turn(lambda: self.host.exclusive(plan.lent, parts), self.control, adopt))
+
+    def _add_unet(self, base: BaseModel) -> Generator[Event, None, bool]:
+        """Whether it was added; not when stop was ordered."""
+        with_unet = yield from self._adopted(["unet"])
+        if with_unet is None:
+            return False
+        base.join(with_unet)
+        if self.plan.device.type == "cpu":
+            hasten(base.parts["unet"])
+        return True
+
+    def _exclusive(self, base: BaseModel) -> Exclusive:
+        """The device and the base's parts as the host has them now; whoever waits for them gets them undivided."""
+
+        @contextmanager
+        def held() -> Iterator[None]:
+            if self.host.contended():
+                base.let_go()
+            with self.host.exclusive(self.plan.lent, tuple(base.parts)):
+                base.take_back()
+                try:
+                    yield
+                finally:
+                    if self.host.contended():
+                        base.let_go()
+
+        self.control.base = base
+        return held
+
+
+def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
+    return DiffusionLoss(
+        base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
+        plan.config.objective, network,
+    )  # fmt: skip
+
+
+def _checkpoint_activations(base: BaseModel, parts: Iterable[str]) -> None:
+    """Recompute activations in the backward pass. diffusers and transformers do so in training mode only; the mode
+    changes nothing else, since none of the parts has dropout or batch statistics."""
+    for part in parts:
+        module: Any = base.parts[part]
+        enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
+        enable()
+        module.train()

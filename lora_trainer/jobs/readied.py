@@ -1,0 +1,62 @@
+"""What a kind of training hands to the run when base, data and network are ready; made by `image_run.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled
+from lora_trainer.train.state import TrainingState
+from lora_trainer.train.turns import Exclusive
+
+
+class Sampler(Protocol):
+    """Shows what the network does by now."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to show."""
+        ...
+
+    def draw(self, step: int) -> Sampled | None:
+        """The samples with the weights of `step` steps, written to files."""
+        ...
+
+
+class Output(Protocol):
+    """Writes the weights in the form that others read."""
+
+    def write(self, path: Path, state: TrainingState) -> None:
+        """The weights at `path`, whole or not at all. Raises PlainError."""
+        ...
+
+    def announce(self, path: Path) -> None:
+        """Something usable was written at `path`."""
+        ...
+
+    def present(self, path: Path) -> Iterator[Event]:
+        """The finished result, written at `path`, is announced, tried and told of; nothing here fails the run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Readied:
+    """Everything that the loop works with, but for what every run has."""
+
+    batches: Batches[Any]
+    loss: Loss[Any]
+    network: Network
+    exclusive: Exclusive
+    sampler: Sampler
+    output: Output
+
+
+class Preparation(Protocol):
+    """One kind of training."""
+
+    def ready(self, borrowed: ExitStack) -> Generator[Event, None, Readied | None]:
+        """Everything for the loop, or None when stop was ordered; what is borrowed is given back with `borrowed`."""
+        ...
