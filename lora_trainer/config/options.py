@@ -259,8 +259,28 @@ class TrainConfig:
         high=10.0,
         alias="text_encoder_lr",
     )
-    schedule: Literal["cosine", "constant", "linear"] = option(
-        "cosine", "Course of the learning rate after warm-up.", alias="lr_scheduler"
+    schedule: Literal["cosine", "constant", "linear", "cosine_with_restarts", "polynomial", "rex"] = option(
+        "cosine",
+        "Course of the learning rate after warm-up.",
+        alias="lr_scheduler",
+        synonyms={"constant_with_warmup": "constant"},
+    )
+    schedule_cycles: int = option(
+        3,
+        "How often cosine_with_restarts begins anew.",
+        unit="times",
+        low=1,
+        high=1000,
+        advanced=True,
+        elsewhere=("lr_scheduler_num_cycles",),
+    )
+    schedule_power: float = option(
+        2.0,
+        "Exponent of the polynomial schedule; 1 is linear, more falls sooner.",
+        low=0.1,
+        high=10.0,
+        advanced=True,
+        elsewhere=("lr_scheduler_power",),
     )
     warmup: float = option(
         0.05, "Share of the steps over which the rate rises from 0.", low=0.0, high=1.0, advanced=True
@@ -287,6 +307,15 @@ class TrainConfig:
         high=1.0,
         advanced=True,
     )
+    ema: float = option(
+        0.0,
+        "Decay of a moving average of the weights, which is then what is saved and shown: 0.99 to 0.9999 steadies the "
+        "result of long runs, 0 keeps none.",
+        low=0.0,
+        high=0.99999,
+        advanced=True,
+        elsewhere=("ema_decay", "use_ema"),
+    )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
         "auto",
         "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
@@ -297,6 +326,30 @@ class TrainConfig:
     )
     seed: int | None = option(
         None, "Seed of noise, order and dropout; empty draws one and records it.", low=0, high=2**31 - 1, alias="seed"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What turns gradients into steps; docs/training.md says when to choose what."""
+
+    kind: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free", "came"] = option(
+        "adamw",
+        "What turns gradients into steps; all but adamw and adafactor need a package of their own, and each wants its "
+        "own learning rate.",
+        elsewhere=("optimizer_type", "optimizer", "optim"),
+        synonyms={
+            "AdamW": "adamw", "AdamW8bit": "adamw8bit", "AdaFactor": "adafactor", "Adafactor": "adafactor",
+            "Lion": "lion", "Prodigy": "prodigy", "AdamWScheduleFree": "schedule_free", "CAME": "came",
+        },
+    )  # fmt: skip
+    prodigy_coefficient: float = option(
+        1.0,
+        "Multiplies the learning rate that prodigy finds: 0.5 is gentler, 2 bolder.",
+        low=0.01,
+        high=100.0,
+        advanced=True,
+        elsewhere=("d_coef",),
     )
 
 
@@ -470,6 +523,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)

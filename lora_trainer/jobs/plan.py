@@ -31,6 +31,7 @@ from lora_trainer.jobs.planned import (
     taken,
 )
 from lora_trainer.jobs.readers import unread_note
+from lora_trainer.train.optimizer_kinds import KINDS
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
 
@@ -128,6 +129,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
+    method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
     save_every, save_choice = save_interval(config, steps)
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
@@ -142,6 +144,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("batch", _batch(config, processes), ""),
         _network(config, alpha),
         rate_choice,
+        Choice("optimizer", *method.optimizer(config)),
         Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
         Choice("device", str(device), ""),
@@ -157,7 +160,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(
             *found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger),
-            *unread_note(config.network.kind, host.name), *taken(file_choice),
+            *unread_note(config.network.kind, host.name), *taken(file_choice), *method.advice(config),
         ),
     )  # fmt: skip
 
@@ -231,11 +234,13 @@ def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
 def _rates(config: RunConfig, family: Family) -> tuple[dict[str, float], Choice]:
     asked = config.train.text_encoder_learning_rate
     text = family.defaults.text_encoder_learning_rate if asked is None else asked
-    rates = {"unet": config.train.learning_rate}
+    rates, reason = {"unet": config.train.learning_rate}, ""
+    if KINDS[config.optimizer.kind].one_rate and asked is None and text > 0:
+        text, reason = config.train.learning_rate, "the optimizer finds one rate for all"
     if text > 0:
         rates |= dict.fromkeys(family.text_parts, text)
     told = ", ".join(f"{part} {rate:g}" for part, rate in rates.items()) + ("" if text > 0 else ", text encoders off")
-    return rates, Choice("learning rate", f"{told}; {config.train.schedule}", "")
+    return rates, Choice("learning rate", f"{told}; {method.schedule(config)}", reason)
 
 
 def _steps(config: RunConfig, data: DataSet, processes: int) -> tuple[int, Choice]:

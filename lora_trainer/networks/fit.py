@@ -103,8 +103,12 @@ def _orthogonal(given: Change, fresh: Change, generator: torch.Generator) -> Fit
     if new % old:
         raise PlainError(f"is turned in blocks of {old} there and of {new} here, and blocks can only be joined")
     # A block-diagonal skew matrix is turned block by block: several old blocks are one new block with zeros around.
-    joined = [torch.block_diag(*group) for group in blocks.split(new // old)]
-    return Fitted({BLOCKS: torch.stack(joined)})
+    count = new // old
+    joined = torch.zeros(len(blocks) // count, new, new)
+    for place, block in enumerate(blocks):
+        corner = place % count * old
+        joined[place // count, corner : corner + old, corner : corner + old] = block
+    return Fitted({BLOCKS: joined})
 
 
 def _product(

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 from lora_trainer.config.ranks import Size
 from lora_trainer.networks.adapter import Acting, Adapter, by_channel, weight_of
@@ -44,8 +44,8 @@ class Loha(Adapter):
         # The three matrices of the base's size are made anew in the backward pass: kept, they would be thrice the
         # memory of the whole base.
         weights = (self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b)
-        call = cast(Any, checkpoint)
-        delta: Tensor = call(self._of_weights, x, *weights, use_reentrant=False, preserve_rng_state=False)
+        again = cast(Any, checkpoint).checkpoint
+        delta: Tensor = again(self._of_weights, x, *weights, use_reentrant=False, preserve_rng_state=False)
         kept = self.rank_kept(delta.shape[-1] if self.window is None else delta.shape[1], delta)
         return delta if kept is None else delta * by_channel(kept, delta, self.window)
 

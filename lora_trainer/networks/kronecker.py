@@ -54,13 +54,13 @@ class Lokr(Adapter):
         second = self.second() * self.scale
         out_m, in_m = self.lokr_w1.shape
         if self.window is None:
-            parts = functional.linear(x.unflatten(-1, (in_m, -1)), second)  # (..., in_m, out_n)
+            parts = functional.linear(x.reshape(*x.shape[:-1], in_m, -1), second)  # (..., in_m, out_n)
             delta = functional.linear(parts.transpose(-1, -2), self.lokr_w1).transpose(-1, -2).flatten(-2)
         else:
-            rows = x.shape[0]
-            parts = self.applied(x.unflatten(1, (in_m, -1)).flatten(0, 1), second)  # (B in_m, out_n, h, w)
+            rows, channels, *size = x.shape
+            parts = self.applied(x.reshape(rows * in_m, channels // in_m, *size), second)  # (B in_m, out_n, h, w)
             shape = parts.shape[1:]
-            mixed = self.lokr_w1 @ parts.view(rows, in_m, -1)  # (B, out_m, out_n h w)
+            mixed = self.lokr_w1 @ parts.reshape(rows, in_m, -1)  # (B, out_m, out_n h w)
             delta = mixed.view(rows, out_m * shape[0], *shape[1:])
         kept = self.rank_kept(weight_of(self.base_layer).shape[0], delta)
         return delta if kept is None else delta * by_channel(kept, delta, self.window)

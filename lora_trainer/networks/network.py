@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -155,7 +155,7 @@ class AdaptedNetwork:
     def eject(self) -> None:
         """Take every layer off; modules, flags and weights are as they were before. A second call does nothing."""
         for before in self._before:
-            for path, module in list(before.part.named_modules()):
+            for path, module in list(cast("Iterator[tuple[str, nn.Module]]", before.part.named_modules())):
                 if isinstance(module, Adapter):
                     _replace(before.part, path, module.base_layer)
             for parameter in before.trainable:

@@ -52,7 +52,8 @@ class Oft(Adapter):
         count, block = turn.shape[:2]
         channel = -1 if self.window is None else 1
         kept = self.rank_kept(count, x)
-        blocks = x.movedim(channel, -1).unflatten(-1, (count, block))
+        last = x.movedim(channel, -1)
+        blocks = last.reshape(*last.shape[:-1], count, block)
         delta = torch.einsum("k n m, ... k n -> ... k m", turn.to(blocks.dtype), blocks)
         if kept is not None:
             delta = delta * kept.view(kept.shape[0], *[1] * (delta.dim() - 3), count, 1)

@@ -113,8 +113,7 @@ def choose_by(parts: Mapping[str, nn.Module], patterns: Sequence[re.Pattern[str]
 
 def _adaptable(part: nn.Module) -> dict[str, Layer]:
     named = cast("Iterator[tuple[str, nn.Module]]", part.named_modules())
-    kinds = {path: layer_kind(module) for path, module in named}
-    return {path: kind for path, kind in kinds.items() if kind is not None}
+    return {path: kind for path, module in named if (kind := layer_kind(module)) is not None}
 
 
 _WINDOWED = re.compile(r"(?:resnets\.\d+\.conv[12]|(?:down|up)samplers\.\d+\.conv|conv_(?:in|out))$")
