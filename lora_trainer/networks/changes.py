@@ -104,7 +104,7 @@ class Change(NamedTuple):
         """Frobenius norm of the change; None where that depends on the base."""
         if self.needs_base:
             return None
-        return self.plain().norm() if self.kind == "lora" else float(self.delta().double().norm())
+        return self.plain().norm() if self.kind == "lora" else float(self.delta().double().square().sum().sqrt())
 
 
 def changes_of(state: Mapping[str, Tensor]) -> dict[str, Change]:
