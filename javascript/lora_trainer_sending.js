@@ -7,7 +7,7 @@
     const t = (text, values) => lt.t(text, values);
     const AT_ONCE = 3; // files under way
     const TRIES = 3;
-    const PLACES = "#lt_form, #lt_workshop, #lt_data"; // where files may be dropped
+    const PLACES = "#lt_form, #lt_workshop_block"; // where files may be dropped
     const TAKEN = /\.(png|jpe?g|webp|bmp|gif|tiff?|avif|txt|caption|csv|jsonl|zip)$/i;
     const UNASKED = /(^|\/)(\.|thumbs\.db$|desktop\.ini$|__MACOSX(\/|$))/i; // what systems put into folders by themselves
     const STAYS = 30000; // ms that a sentence with something to press stays
@@ -184,12 +184,12 @@
 
     // Where dropped files go: the open data set; in the training view the one that was dropped before; else a new one.
     async function targetOf(inData, files) {
-        if (inData && lt.data?.set) return { dataset: lt.data.set.id };
+        if (inData && lt.data.set) return { dataset: lt.data.set.id };
         const root = new Set(files.map((one) => one.name.split("/")[0]));
         const [only] = root;
         const name = root.size === 1 && files.every((one) => one.name.includes("/")) ? only : "";
         if (inData) return { name };
-        const folder = lt.find("lt_data_folder")?.querySelector("input, textarea")?.value.trim() || "";
+        const folder = lt.valueOf("lt_data_folder").trim();
         const { place, sets } = await lt.knownSets();
         const ours = sets.some((one) => one.folder === folder && folder.startsWith(place));
         return ours ? { folder } : { name };
@@ -218,17 +218,9 @@
         found.left_count += unfit.length;
         lt.taken(found, inData ? [] : [[t("Open the data set"), () => lt.openSet(found.folder)]]);
         if (!found.pictures && !found.captions && !found.already) return;
-        if (inData && target.dataset) lt.data.soon?.();
+        if (inData && target.dataset) lt.data.soon();
         else if (inData) lt.openSet(found.folder);
-        else typed("lt_data_folder", found.folder);
-    }
-
-    function typed(id, value) {
-        const field = lt.find(id)?.querySelector("input, textarea");
-        if (!field || field.value === value) return;
-        field.value = value;
-        field.dispatchEvent(new Event("input", { bubbles: true }));
-        field.dispatchEvent(new Event("blur"));
+        else lt.type("lt_data_folder", found.folder);
     }
 
     // Shows the tab with a data set in it, in the view of data sets where there is one.
@@ -237,8 +229,7 @@
         const items = tabs ? [...tabs.children].filter((one) => one.classList.contains("tabitem")) : [];
         const at = items.findIndex((one) => one.id === "tab_lora_trainer");
         if (at >= 0) tabs.querySelector(".tab-nav, [role=tablist]")?.querySelectorAll("button")[at]?.click();
-        typed("lt_data_folder", folder);
-        if (!lt.go || !lt.data?.open) return;
+        lt.type("lt_data_folder", folder);
         lt.go("data");
         lt.data.open(folder);
     };

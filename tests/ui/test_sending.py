@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from lora_trainer.data.scan import scan
 from tests.ui.test_browser import CHROMIUM, field, goto, server, tab
 
-__all__ = ["server", "tab"]  # fixtures
+__all__ = ["tab"]  # a fixture
 
 pytestmark = [
     pytest.mark.ui,
@@ -71,11 +71,22 @@ def source(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with serving(folder) as (_, found):
+        yield found
+
+
 @pytest.fixture
-def page(server: Any, tab: Any) -> Iterator[Any]:
+def page(address: str, tab: Any) -> Iterator[Any]:
     faults: list[str] = []
     tab.on("pageerror", lambda error: faults.append(str(error)))
-    goto(tab, server[1])
+    goto(tab, address)
     tab.wait_for_selector("#lt_plan .lt-hint")
     yield tab
     assert faults == []
@@ -97,7 +108,7 @@ def sets(folder: Path) -> dict[str, dict[str, str]]:
     }  # fmt: skip
 
 
-def test_pictures_are_sent_from_a_gallery_with_their_prompts(page: Any, tmp_path: Path) -> None:
+def test_pictures_are_sent_from_a_gallery_with_their_prompts(page: Any, folder: Path) -> None:
     drawn = [picture("red", "a red <lora:x:1>"), picture("blue", "a blue"), picture("green")]
     told = {"index_of_first_image": 1, "infotexts": ["grid", "x", "y", "a green\nNegative prompt: z"]}
     page.evaluate(GALLERY, [source(picture("white", "the grid")), *map(source, drawn)])
@@ -106,10 +117,8 @@ def test_pictures_are_sent_from_a_gallery_with_their_prompts(page: Any, tmp_path
     page.fill("dialog.lt-sendto input", "colours")
     page.keyboard.press("Enter")
     assert offered(page) == "3 pictures were put into colours. 3 captions came along."
-    (found,) = sets(tmp_path).items()
-    assert found[0] == "colours"
-    assert sorted(found[1].values()) == ["a blue", "a green", "a red"]
-    kept = {path.read_bytes() for path in tmp_path.rglob("data/colours/*.png")}
+    assert sorted(sets(folder)["colours"].values()) == ["a blue", "a green", "a red"]
+    kept = {path.read_bytes() for path in folder.rglob("data/colours/*.png")}
     assert kept == set(drawn), "as they were, with all that is written in them"
 
     page.evaluate("document.querySelector('.thumbnail-item.selected').classList.remove('selected')")
@@ -123,7 +132,7 @@ def test_pictures_are_sent_from_a_gallery_with_their_prompts(page: Any, tmp_path
     page.wait_for_selector("text=There is no picture to send yet.")
 
 
-def test_files_that_are_dropped_become_a_data_set_and_the_next_ones_join_it(page: Any, tmp_path: Path) -> None:
+def test_files_that_are_dropped_become_a_data_set_and_the_next_ones_join_it(page: Any, folder: Path) -> None:
     def drop(**files: bytes) -> str:
         named = [(name.replace("__", "."), base64.b64encode(data).decode()) for name, data in files.items()]
         page.evaluate(DROP, named)
@@ -136,7 +145,7 @@ def test_files_that_are_dropped_become_a_data_set_and_the_next_ones_join_it(page
     told = drop(a__png=picture("blue"), a__txt=b"two", b__png=b"no picture")
     assert "a_2.png" in told
     assert "not an image" in told
-    (found,) = sets(tmp_path).values()
-    assert found == {"a.png": "one", "a_2.png": "two"}
+    (dropped,) = (name for name in sets(folder) if name.startswith("dropped_"))
+    assert sets(folder)[dropped] == {"a.png": "one", "a_2.png": "two"}
     page.wait_for_selector("#lt_plan .lt-told")
     assert page.inner_text("#lt_plan .lt-told").startswith("2 images, all with captions")
