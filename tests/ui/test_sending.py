@@ -17,16 +17,9 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 from PIL import Image, PngImagePlugin
 
 from lora_trainer.data.scan import scan
-from tests.ui.test_browser import CHROMIUM, field, goto, server, tab
+from tests.builders.browsed import MARKS, field, goto, serving
 
-__all__ = ["tab"]  # a fixture
-
-pytestmark = [
-    pytest.mark.ui,
-    pytest.mark.slow,
-    pytest.mark.newest_only,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
+pytestmark = MARKS
 
 # What the script looks for, as A1111 v1.10.1 draws it (gradio 3.41), and as its forks under gradio 4 do.
 GALLERY = """
