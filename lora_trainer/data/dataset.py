@@ -28,9 +28,7 @@ class DataSet:
     Everything but the batches themselves is known at once; they need `prepare` to have run to its end.
     """
 
-    def __init__(
-        self, scan: Scan, config: DataConfig, *, resolution: int, seed: int, class_word: str = ""
-    ) -> None:
+    def __init__(self, scan: Scan, config: DataConfig, *, resolution: int, seed: int, class_word: str = "") -> None:
         """`resolution` in pixels; `class_word` asks for captions with it in the trigger word's place too. Raises
         PlainError if no bucket fits the resolution."""
         self._class_word = class_word

@@ -55,15 +55,23 @@ class Bench:
 
     def work(self):
         return Work(
-            batches=self.batches, loss=self.loss, network=self.network, updater=self.updater, control=self.control,
-            processes=OneProcess(torch.device("cpu")), exclusive=nullcontext, save=self.save, sample=lambda step: None,
+            batches=self.batches,
+            loss=self.loss,
+            network=self.network,
+            updater=self.updater,
+            control=self.control,
+            processes=OneProcess(torch.device("cpu")),
+            exclusive=nullcontext,
+            save=self.save,
+            sample=lambda step: None,
         )
 
     def batches(self, index):
         positions = tuple(range(index * self.batch, (index + 1) * self.batch))
         rows = [torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(p)) for p in positions]
-        return Batch(positions, torch.stack(rows), ("",) * self.batch, None, torch.zeros(self.batch, 6),
-                     torch.ones(self.batch))
+        return Batch(
+            positions, torch.stack(rows), ("",) * self.batch, None, torch.zeros(self.batch, 6), torch.ones(self.batch)
+        )
 
     def loss(self, batch):
         error = (batch.latents @ self.network.weight).square().mean(dim=(1, 2, 3)).mean()

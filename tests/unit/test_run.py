@@ -118,9 +118,15 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
 
 
 def test_samples_are_drawn_at_the_start_and_on_the_way(tmp_path):
-    events = run_all(small_run(
-        tmp_path, samples__prompts=["blocks"], samples__every=3, samples__sampling_steps=2, samples__size=64,
-    ))
+    events = run_all(
+        small_run(
+            tmp_path,
+            samples__prompts=["blocks"],
+            samples__every=3,
+            samples__sampling_steps=2,
+            samples__size=64,
+        )
+    )
     drawn = only(events, Sampled)
     assert [event.step for event in drawn] == [0, 3, 6]
     assert all(path.exists() for event in drawn for path in event.paths)
@@ -151,10 +157,16 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_pat
 def test_training_on_from_a_lora_starts_with_its_effect(tmp_path):
     run_all(small_run(tmp_path))
     first = tmp_path / "out/lora/lora.safetensors"
-    events = run_all(small_run(
-        tmp_path, network__start_from=str(first), train__learning_rate=0.0, train__text_encoder_learning_rate=0.0,
-        train__steps=1, output__directory=str(tmp_path / "on" / "lora"),
-    ))
+    events = run_all(
+        small_run(
+            tmp_path,
+            network__start_from=str(first),
+            train__learning_rate=0.0,
+            train__text_encoder_learning_rate=0.0,
+            train__steps=1,
+            output__directory=str(tmp_path / "on" / "lora"),
+        )
+    )
     assert events[-1].outcome == "done"
     one, two = load_file(first), load_file(tmp_path / "on/lora/lora.safetensors")
     assert any(key.startswith("lora_unet") for key in two)
