@@ -217,7 +217,9 @@ def _sweep(several: Sequence[Variant], given: argparse.Namespace) -> int:
     keep_freed_memory()
     control = Controls()
     with _stopped_by_hand(control):
-        return exit_code(follow(sweep(several, host=Standalone(), control=control, resume=given.resume), sys.stderr))
+        return exit_code(
+            follow(sweep(several, host=Standalone(), control=control, resume=given.resume), sys.stderr)
+        )
 
 
 def _export(given: argparse.Namespace) -> int:

@@ -15,18 +15,17 @@ _FORMAT, _OPERATORS = 8, 13  # what the published taggers have or older, and eve
 
 def model(nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes], weights: Sequence[bytes]) -> bytes:
     """A whole file."""
-    graph = b"".join([_all(1, nodes), _field(2, b"graph"), _all(5, weights), _all(11, inputs), _all(12, outputs)])
+    graph = b"".join(
+        [_all(1, nodes), _field(2, b"graph"), _all(5, weights), _all(11, inputs), _all(12, outputs)]
+    )
     return _field(1, _FORMAT) + _field(7, graph) + _field(8, _field(2, _OPERATORS))
 
 
 def node(kind: str, inputs: Sequence[str], output: str, **attributes: int | list[int]) -> bytes:
     """An operator."""
     made = [_attribute(name, value) for name, value in attributes.items()]
-    return (
-        _all(1, [name.encode() for name in inputs])
-        + _field(2, output.encode())
-        + _field(4, kind.encode())
-        + _all(5, made)
+    return _all(1, [name.encode() for name in inputs]) + _field(2, output.encode()) + _field(4, kind.encode()) + _all(
+        5, made
     )
 
 

@@ -93,7 +93,9 @@ def test_out_of_memory_while_encoding(host: WebUI) -> None:
 
 
 @pytest.mark.parametrize(("how", "words"), [("cuda", "Lower samples.size"), ("error", "made for the test")])
-def test_samples_that_fail_cost_no_training(host: WebUI, undisturbed: dict[str, bytes], how: str, words: str) -> None:
+def test_samples_that_fail_cost_no_training(
+    host: WebUI, undisturbed: dict[str, bytes], how: str, words: str
+) -> None:
     """At the start, on the way and in the proof at the end."""
     host.inside("break_engine", where="sample", how=how)
     name = f"undrawn {how}"

@@ -50,16 +50,13 @@ def test_other_rows_columns_mark_and_line_ends_stay(tmp_path: Path) -> None:
     for name, caption in (("a.png", "new a"), ("sub/b.png", "new b"), ("c.png", "new, c")):
         table.put(name, caption)
     table.save()
-    assert (
-        path.read_bytes()
-        == (
-            "\ufeffid,prompt,file_name,artist\r\n"
-            "1,new a,./A.PNG,me\r\n"
-            '2,"gone, but kept",gone.png,"x ""y"""\r\n'
-            "3,new b,sub\\b.png\r\n"
-            ',"new, c",c.png,\r\n'
-        ).encode()
-    )
+    assert path.read_bytes() == (
+        "\ufeffid,prompt,file_name,artist\r\n"
+        "1,new a,./A.PNG,me\r\n"
+        '2,"gone, but kept",gone.png,"x ""y"""\r\n'
+        "3,new b,sub\\b.png\r\n"
+        ',"new, c",c.png,\r\n'
+    ).encode()
     assert (tmp_path / "metadata.csv.bak").read_bytes() == before
 
 

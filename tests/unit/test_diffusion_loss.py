@@ -79,7 +79,9 @@ def test_each_option_moves_the_loss(base, network, batch, option):
      ({"pyramid_noise": 6}, {"pyramid_discount": 0.8})],
 )  # fmt: skip
 def test_each_finer_option_moves_the_loss_of_what_it_belongs_to(base, network, batch, on, option):
-    assert loss_of(base, network, batch, **on, **option) != pytest.approx(loss_of(base, network, batch, **on), rel=1e-4)
+    assert loss_of(base, network, batch, **on, **option) != pytest.approx(
+        loss_of(base, network, batch, **on), rel=1e-4
+    )
     assert loss_of(base, network, batch, **option) == loss_of(base, network, batch), "and of nothing else"
 
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_checked_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(PlainError, match="no images"):
         Checkup(tmp_path)
     drawn_folder(tmp_path, 1)
-    (tmp_path / "metadata.csv").write_text('filename,prompt\n0.png,"open\n', encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text("filename,prompt\n0.png,\"open\n", encoding="utf-8")
     with pytest.raises(PlainError, match="not a CSV table"):
         Checkup(tmp_path)
     (tmp_path / "metadata.csv").write_text("name,prompt\n", encoding="utf-8")

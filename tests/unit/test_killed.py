@@ -11,10 +11,7 @@ import pytest
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL and fork are POSIX's")
 def test_killed_at_any_moment_and_resumed_the_file_is_the_same(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.builders.killed", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [sys.executable, "-m", "tests.builders.killed", str(tmp_path)], capture_output=True, text=True, timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -46,14 +46,14 @@ def test_epsilon_target_is_the_noise(scheduler, drawn):
 
 def test_min_snr_for_epsilon_is_the_closed_form(scheduler):
     abar = scheduler.alphas_cumprod
-    snr = abar.double() / (1 - abar.double())
+    snr = (abar.double() / (1 - abar.double()))
     expected = torch.minimum(snr, torch.tensor(5.0, dtype=torch.float64)) / snr
     torch.testing.assert_close(min_snr_weights("epsilon", abar, 5.0).double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_min_snr_for_v_divides_by_snr_plus_one(scheduler):
     abar = scheduler.alphas_cumprod
-    snr = abar.double() / (1 - abar.double())
+    snr = (abar.double() / (1 - abar.double()))
     expected = torch.minimum(snr, torch.tensor(5.0, dtype=torch.float64)) / (snr + 1)
     torch.testing.assert_close(min_snr_weights("v_prediction", abar, 5.0).double(), expected, rtol=1e-4, atol=1e-6)
 
@@ -88,7 +88,6 @@ def test_the_weighting_is_chosen_by_its_name(scheduler):
 
 
 # --- Huber -----------------------------------------------------------------------------------------------------------
-
 
 # sd-scripts 0.9.1's conditional_loss and get_huber_threshold_if_needed, worked out with Python's own floats.
 def kohya_loss(kind, difference, delta):
