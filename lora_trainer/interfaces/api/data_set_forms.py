@@ -47,8 +47,9 @@ def image_form(image: Shown, opened: Opened, root: str) -> dict[str, Any]:
         "thumb": thumb_address(root, opened, image.name),
         "picture": _address(root, opened, "pictures", image.name),
     }
-    crop = {"bucket": image.crop.size, **image.crop.kept._asdict()}
-    return jsonable(image._asdict() | addresses | {"crop": crop})
+    framed = {"mask": image.mask, "focus": image.focus, "crop": {"bucket": image.crop.size, **image.crop.kept._asdict()}}
+    told = {name: value for name, value in image._asdict().items() if name not in framed}
+    return jsonable(told | addresses | framed)
 
 
 def open_check_form(opened: Opened, root: str) -> dict[str, Any]:
