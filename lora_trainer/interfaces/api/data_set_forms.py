@@ -47,7 +47,8 @@ def image_form(image: Shown, opened: Opened, root: str) -> dict[str, Any]:
         "thumb": thumb_address(root, opened, image.name),
         "picture": _address(root, opened, "pictures", image.name),
     }
-    framed = {"mask": image.mask, "focus": image.focus, "crop": {"bucket": image.crop.size, **image.crop.kept._asdict()}}
+    crop = {"bucket": image.crop.size, **image.crop.kept._asdict()}
+    framed = {"mask": image.mask, "focus": image.focus, "crop": crop}
     told = {name: value for name, value in image._asdict().items() if name not in framed}
     return jsonable(told | addresses | framed)
 
