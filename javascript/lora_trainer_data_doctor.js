@@ -71,7 +71,9 @@
         try {
             const found = await data.ask("check");
             if (set !== data.set) return;
+            const flags = (one) => JSON.stringify(one?.findings.map(({ kind, images }) => [kind, images]));
             if (found.looked_at >= found.images) of = now;
+            if (of === now && flags(found) !== flags(report)) data.tell("changed"); // the cards' badges
             report = found;
             draw();
             if (found.looked_at < found.images) renew(LOOKING);
@@ -152,7 +154,7 @@
     async function fix(kind) {
         try {
             await data.flush();
-            const answer = await data.ask("fix", "POST", { kinds: [kind] });
+            const answer = await data.order("fix", { kinds: [kind] }, titleOf({ kind }) + ": " + REMEDIES[kind]());
             lt.notice(answer.done.join(" "));
             if (data.lens.flag === kind) data.look({ flag: "" });
             of = "";
