@@ -15,8 +15,8 @@ from lora_trainer.data import caption_files
 from lora_trainer.data.arriving import KINDS, Group, Left, Table, arriving, items_in, said_by, stem_of
 from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import one_line, spelled
-from lora_trainer.data.excluded import MASK
 from lora_trainer.data.images import ENDINGS
+from lora_trainer.data.mask_files import MASK
 from lora_trainer.data.scan import Item
 
 _ITS_TABLES = ("metadata.csv", "metadata.jsonl")
