@@ -45,7 +45,7 @@ TABLE = {
     ),
     f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
     # regex: expressions of users, which re could not stop
-    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "regex"}),
+    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "regex", "smartcrop"}),
     f"{PACKAGE}/captioners": May(  # weights: to read the files of its models without running what is in them
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},

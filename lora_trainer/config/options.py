@@ -95,6 +95,50 @@ class DataConfig:
     )
     bucket_step: int = option(64, "Sides of buckets are multiples of this.", unit="px", low=8, high=256, advanced=True)
     upscale: bool = option(False, "Enlarge images smaller than their bucket.", advanced=True)
+    crop: Literal["center", "focal", "none"] = option(
+        "center",
+        "What is kept of an image whose shape is not its bucket's: the middle, what lies around its focal point (set "
+        "by hand or found), or all of it, with padding that is not learned.",
+        advanced=True,
+        elsewhere=("center_crop", "random_crop", "crop_focus"),
+    )
+    masked_loss: bool = option(
+        False,
+        "Learn what masks show white: X-masklabel.png or mask/X.png for an image X, or else its transparency.",
+        advanced=True,
+        alias="masked_loss",
+        elsewhere=("alpha_mask", "masked_training", "conditioning_data_dir"),
+    )
+    mask_floor: float = option(
+        0.0,
+        "How much of the learning is left where a mask is black: 0 nothing, 1 all.",
+        low=0.0,
+        high=1.0,
+        advanced=True,
+        elsewhere=("unmasked_weight",),
+    )
+    regularization: str | None = option(
+        None,
+        "Folder with pictures of the class (other cats, for a LoRA of your cat): shown as often as yours, they keep "
+        "the class as it was.",
+        advanced=True,
+        alias="reg_data_dir",
+        elsewhere=("class_data_dir", "reg_images_dir"),
+    )
+    class_prompt: str = option(
+        "",
+        "Caption of those of these pictures that have none of their own, such as 'a photo of a cat'.",
+        advanced=True,
+        alias="class_prompt",
+    )
+    prior_weight: float = option(
+        1.0,
+        "How much these pictures count beside yours.",
+        low=0.0,
+        high=100.0,
+        advanced=True,
+        alias="prior_loss_weight",
+    )
     trigger: str = option("", "Word put in front of every caption, to call the LoRA by.")
     shuffle_captions: bool = option(False, "Shuffle the comma-separated tags of a caption each time.", advanced=True)
     keep_tokens: int = option(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,7 @@ _DAMAGED = (
     Image.DecompressionBombError,
 )
 
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4: 1 upright, 5 to 8 lie on their side
 _SIDEWAYS = (5, 6, 7, 8)
@@ -68,10 +70,20 @@ def image_size(path: Path) -> tuple[int, int]:
         raise PlainError(_sentence(path, error)) from error
 
 
-def load_rgb(path: Path) -> Image.Image:
+@contextmanager
+def header(path: Path) -> Iterator[Image.Image]:
+    """The image with its header read, and no pixel yet. Raises PlainError that names the file if it is damaged."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            yield image
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def load_rgb(path: Path, ground: tuple[int, int, int] = WHITE) -> Image.Image:
     """The image upright, in 8-bit RGB.
 
-    Turned as its EXIF orientation says; transparent parts are laid on white; of an animation the first frame; 16-bit
+    Turned as its EXIF orientation says; transparent parts are laid on `ground`; of an animation the first frame; 16-bit
     and floating-point grey is scaled to 8 bits. Raises PlainError that names the file if it is damaged, cut short or
     too large.
     """
@@ -81,7 +93,7 @@ def load_rgb(path: Path) -> Image.Image:
             # The TIFF reader turns the pixels itself while loading, in every release since Pillow 6.
             turn = 1 if image.format == "TIFF" else _orientation(image)
             image.load()
-            upright = _to_rgb(image)
+            upright = _to_rgb(image, ground)
             return upright.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else upright
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
@@ -128,6 +140,20 @@ def load_alpha(path: Path) -> Image.Image:
             image.load()
             alpha = image.convert("RGBA").getchannel("A") if _has_alpha(image) else Image.new("L", image.size, 255)
             return alpha.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else alpha
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def load_grey(path: Path) -> Image.Image:
+    """A mask: the image upright, in 8-bit grey; transparent parts of it are black. Raises PlainError as `load_rgb`."""
+    return load_rgb(path, BLACK).convert("L")
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether the image can have transparent parts, from its header alone. Raises PlainError as `image_size`."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return _has_alpha(image)
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
 

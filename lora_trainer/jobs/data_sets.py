@@ -110,6 +110,13 @@ class Opened:
         ]  # fmt: skip
         return Page(len(found), snapshot.revision, images)
 
+    def names(self, which: Filter, sort: Sort, *, descending: bool) -> tuple[list[str], int]:
+        """The names of all images of a list, in its order, and the revision they are of. Raises as `page` does."""
+        snapshot = self.workshop.watch()
+        facts = self.workshop.facts(snapshot)
+        found = ordered(which.of(snapshot.scan.items, facts), sort, facts, descending=descending)
+        return [item.name for item in found], snapshot.revision
+
     def tags(self, text: str) -> tuple[list[tuple[str, int]], bool]:
         """(tag, images) of those that hold the text, the most frequent first; and whether they are sentences' words."""
         snapshot = self.workshop.watch()

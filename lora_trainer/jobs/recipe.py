@@ -43,6 +43,7 @@ def recipe(plan: RunPlan) -> dict[str, Any]:
     del config["output"]["directory"]
     config["data"]["folder"] = plan.data_name
     config["data"]["metadata"] = _last_part(plan.config.data.metadata)
+    config["data"]["regularization"] = _last_part(plan.config.data.regularization)
     config["model"]["base"] = plan.base_name
     config["network"]["start_from"] = _last_part(plan.config.network.start_from)
     return config
@@ -83,6 +84,8 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             mixed_precision=plan.precision,
             seed=plan.seed,
             images=len(plan.data.items),
+            class_images=len(plan.data.class_items),
+            prior_weight=data.prior_weight,
             repeats=data.repeats,
             data_name=plan.data_name,
             caption_dropout=data.caption_dropout,

@@ -56,6 +56,11 @@ class Registry:
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
 
     @property
+    def host(self) -> Host:
+        """Who is trained in."""
+        return self._host
+
+    @property
     def data_sets(self) -> DataSets:
         """The data sets that are open."""
         from lora_trainer.jobs.data_sets import DataSets

@@ -13,7 +13,7 @@ import torch
 
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import BaseModel, Batch, Batches, Network, TextStates
-from lora_trainer.train.objective import add_noise, target
+from lora_trainer.train.objective import add_noise, mean_error, target
 
 SEED = 0  # of every run alike, so that runs with other seeds can be compared
 
@@ -58,7 +58,8 @@ class HeldOut:
             sizes = batch.sizes.to(device).repeat(ranges, 1)
             predicted = self.base.predict(add_noise(latents, noise, alphas), t, text, sizes)
             wanted = target(self.base.facts.prediction, latents, noise, alphas)
-            error = (predicted.float() - wanted).square().mean(dim=(1, 2, 3))
+            mask = None if batch.mask is None else batch.mask.to(device).repeat(ranges, 1, 1, 1)
+            error = mean_error((predicted.float() - wanted).square(), mask)
         return cast("list[float]", error.tolist())
 
 

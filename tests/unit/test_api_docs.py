@@ -76,6 +76,8 @@ def test_every_curl_line_works_and_answers_as_shown(tmp_path: Path) -> None:
         given = {"ID": id, "NAME": picture.rpartition("/")[2], **_open_data_set(client, tmp_path / "pictures")}
         client.post(f"/jobs/{id}/save")
         client.until(id, lambda job: job["files"])
+        given["UPLOAD"] = client.post("/uploads", {"folder": str(tmp_path / "pictures")})["id"]
+        shutil.copy(next((tmp_path / "pictures").glob("*.png")), tmp_path / "1.png")
         for section in SECTIONS:
             shown = [json.loads(block) for block in blocks(section, "json")]
             found = [_run(line, tmp_path, address, given) for line in commands(section)]
@@ -84,7 +86,7 @@ def test_every_curl_line_works_and_answers_as_shown(tmp_path: Path) -> None:
                 _same_shape(example, answer, section.partition("\n")[0])
             done += len(found)
         registry.close(60)
-    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 27
+    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 33
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "small.jpg").read_bytes().startswith(b"\xff\xd8")
 
@@ -110,7 +112,7 @@ def _run(line: str, folder: Path, address: str, given: dict[str, str]) -> Any:
 def _same_shape(example: Any, answer: Any, where: str) -> None:
     """The same keys and kinds of value, at every depth; a list by its first item."""
     if isinstance(example, dict):
-        if where.endswith(("captions_from", "thumbs")):
+        if where.endswith(("captions_from", "renamed", "thumbs")):
             return None
         assert isinstance(answer, dict), where
         if "kind" in example and "severity" not in example:  # an event, not a finding of a check

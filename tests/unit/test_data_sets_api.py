@@ -72,6 +72,11 @@ def test_pages_filters_and_sorts(folder, address):
 
     assert names("tag=red") == ["0.png", "1.png"]
     assert names("tag=red&tag=tag1") == ["1.png"]
+    assert names("tag=red&not_tag=tag1") == ["0.png"]
+    assert names("not_tag=tag0&not_tag=zebra") == ["1.png"]
+    assert browser.get(f"{browser.at}/names?not_tag=tag1&descending=1&limit=1")["names"] == ["2.png", "0.png"]
+    edit = {"action": "append", "text": "x", "filter": {"tag": "red", "not_tag": ["tag1"]}, "preview": True}
+    assert browser.post(f"{browser.at}/edit", edit)["count"] == 1
     assert names("text=ZEBRA") == ["2.png"]
     assert names("sort=caption&descending=1") == ["2.png", "1.png", "0.png"]
     assert names("sort=length") == ["2.png", "0.png", "1.png"]

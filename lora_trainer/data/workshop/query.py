@@ -68,16 +68,18 @@ class Filter:
     """Which images; without anything all of them."""
 
     tags: tuple[str, ...] = ()  # all of these
+    without: tuple[str, ...] = ()  # none of these
     text: str = ""  # in the caption or the name, in either case
     flag: str = ""
 
     def of(self, items: Iterable[Item], facts: Facts) -> list[Item]:
         """Those that are meant, in their order."""
-        text, tags = self.text.casefold(), frozenset(self.tags)
+        text, tags, without = self.text.casefold(), frozenset(self.tags), frozenset(self.without)
         return [
             item for item in items
             if (not text or text in item.caption.casefold() or text in item.name.casefold())
             and (not tags or tags.issubset(facts.pieces(item.caption)))
+            and (not without or without.isdisjoint(facts.pieces(item.caption)))
             and (not self.flag or facts.has(item, self.flag))
         ]  # fmt: skip
 

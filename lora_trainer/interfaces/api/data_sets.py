@@ -43,6 +43,7 @@ def data_set_routes(registry: Registry) -> dict[str, dict[str, Handler]]:
         "/datasets": {"POST": desk.open},
         "/datasets/{id}": {"GET": desk.data_set},
         "/datasets/{id}/images": {"GET": desk.images},
+        "/datasets/{id}/names": {"GET": desk.names},
         "/datasets/{id}/thumbs/{name:path}": {"GET": desk.thumb},
         "/datasets/{id}/pictures/{name:path}": {"GET": desk.picture},
         "/datasets/{id}/tags": {"GET": desk.tags},
@@ -94,14 +95,24 @@ class _Desk:
         offset = number_of(request, "offset", 0, _LAST_IMAGE)
         limit = number_of(request, "limit", 100, MOST_IMAGES)
         sort, descending = chosen(request, "sort", SORTS, "name"), switch_of(request, "descending")
-        query = request.query_params
-        which = _filter({"tag": query.getlist("tag"), "text": query.get("text"), "flag": query.get("flag")})
-        root = _root(request)
+        which, root = _lens(request), _root(request)
 
         def form(opened: Opened) -> dict[str, Any]:
             page = opened.page(which, sort, descending=descending, offset=offset, limit=limit)
             images = [image_form(image, opened, root) for image in page.images]
             return {"total": page.total, "revision": page.revision, "images": images}
+
+        return await self._told(request, form, read=True)
+
+    async def names(self, request: Request) -> Response:
+        from lora_trainer.jobs.data_sets import SORTS
+
+        sort, descending = chosen(request, "sort", SORTS, "name"), switch_of(request, "descending")
+        which = _lens(request)
+
+        def form(opened: Opened) -> dict[str, Any]:
+            names, revision = opened.names(which, sort, descending=descending)
+            return {"names": names, "revision": revision}
 
         return await self._told(request, form, read=True)
 
@@ -138,10 +149,11 @@ class _Desk:
 
         def form(opened: Opened) -> dict[str, Any]:
             snapshot = opened.workshop.save(name, caption, version)
-            now = snapshot.items[name].caption
+            facts, item = opened.workshop.facts(snapshot), snapshot.items[name]
             return {
-                "name": name, "caption": now, "version": snapshot.version(name),
-                "tokens": opened.workshop.tokens(now), "revision": snapshot.revision,
+                "name": name, "caption": item.caption, "version": snapshot.version(name),
+                "tokens": facts.tokens(item.caption), "flags": facts.flags(item),
+                "starts_with_trigger": facts.starts_with_trigger(item), "revision": snapshot.revision,
             }  # fmt: skip
 
         try:
@@ -166,7 +178,7 @@ class _Desk:
         names, preview = texts_in(given, "names"), switch_in(given, "preview")
         inner = given.get("filter") or {}
         if not isinstance(inner, dict):
-            raise Refused(422, f"filter is {inner!r:.100}, but an object with tag, text and flag is wanted.")
+            raise Refused(422, f"filter is {inner!r:.100}, but an object with tag, not_tag, text and flag is wanted.")
         if names is None and "filter" not in given:
             raise Refused(422, 'Give names, or filter: which captions are meant ("filter": {} means all).')
         which = _filter(inner)
@@ -257,11 +269,19 @@ class _Desk:
 def _filter(given: Mapping[str, Any]) -> Filter:
     from lora_trainer.jobs.data_sets import FLAGS, Filter
 
-    only(given, ("tag", "text", "flag"))
+    only(given, ("tag", "not_tag", "text", "flag"))
     flag = optional_text(given, "flag") or ""
     if flag:
         one_of(flag, FLAGS, "flag")
-    return Filter(tuple(texts_in(given, "tag") or ()), optional_text(given, "text") or "", flag)
+    tags, without = (tuple(texts_in(given, name) or ()) for name in ("tag", "not_tag"))
+    return Filter(tags, without, optional_text(given, "text") or "", flag)
+
+
+def _lens(request: Request) -> Filter:
+    """What the query of a list narrows it to."""
+    query = request.query_params
+    given = {name: query.get(name) for name in ("text", "flag")}
+    return _filter({name: query.getlist(name) for name in ("tag", "not_tag")} | given)
 
 
 def _name(request: Request, kind: str) -> str:

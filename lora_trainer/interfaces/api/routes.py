@@ -28,6 +28,7 @@ from lora_trainer.interfaces.api.requests import (
     number_of,
     switch_of,
 )
+from lora_trainer.interfaces.api.uploads import upload_routes
 from lora_trainer.jobs.job import Job, WrongMoment
 from lora_trainer.jobs.registry import Registry
 
@@ -67,6 +68,7 @@ def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
         "/jobs/{id}/resume": {"POST": desk.resume},
         "/jobs/{id}/save": {"POST": desk.save},
         "/jobs/{id}/sample": {"POST": desk.sample},
+        **upload_routes(registry),
     }
     return jobs | data_set_routes(registry)
 
