@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from lora_trainer.contracts import BaseModel, Event, Host, Network
+from lora_trainer.contracts import BaseModel, Event, Host, Network, Told
 from lora_trainer.families.frozen_convolution import hasten
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
 from lora_trainer.jobs.plan import Plan
+from lora_trainer.jobs.readers import unheard
 from lora_trainer.jobs.readied import Readied
 from lora_trainer.jobs.samples import SampleMaker
 from lora_trainer.jobs.start import starting_weights
-from lora_trainer.networks.lora import inject
+from lora_trainer.networks.network import inject
 from lora_trainer.train.diffusion_loss import DiffusionLoss
 from lora_trainer.train.held_out import HeldOut
 from lora_trainer.train.turns import Exclusive, in_turn
@@ -48,8 +49,12 @@ class ImageRun:
         if network is None:
             return None
         borrowed.callback(network.eject)
+        yield from (Told(note, "warning") for note in unheard(plan.family.name, network.state()))
         if plan.config.network.start_from and self.begins:
-            yield from starting_weights(plan, network)
+            told = yield from in_turn(exclusive, self.control, lambda: starting_weights(plan, network))
+            if told is None:
+                return None
+            yield from told
         if plan.config.train.gradient_checkpointing:
             _checkpoint_activations(base, plan.rates)
         return Readied(
@@ -131,7 +136,7 @@ class ImageRun:
 def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
     return DiffusionLoss(
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
-        plan.config.network.dropout, plan.config.objective, network,
+        plan.config.objective, network,
     )  # fmt: skip
 
 
