@@ -27,7 +27,8 @@ def write_state(files: RunFiles, state: TrainingState, facts: dict[str, Any]) ->
     """Write `<name>-<step>.state`. Raises PlainError where the disk refuses; an older state is left whole."""
     tensors = {_NETWORK + name: tensor for name, tensor in state.network.items()}
     tensors |= {_MOMENTS + name: tensor for name, tensor in state.moments.items()}
-    header = {"lora_trainer.state": json.dumps({"step": state.step, "scale": state.scale, "facts": facts})}
+    plain = {"step": state.step, "scale": state.scale, "measures": state.measures}
+    header = {"lora_trainer.state": json.dumps(plain | {"facts": facts})}
     write_safetensors(files.state(state.step), tensors, header)
 
 
@@ -52,6 +53,7 @@ def _read_state(files: RunFiles, step: int) -> SavedRun:
         network={n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)},
         moments={n.removeprefix(_MOMENTS): t for n, t in tensors.items() if n.startswith(_MOMENTS)},
         scale=header["scale"],
+        measures=tuple(header.get("measures", ())),  # states of earlier versions have none
     )
     return SavedRun(state, header["facts"])
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from lora_trainer.contracts import BaseModel, Event, Host, Network
+from lora_trainer.contracts import BaseModel, Event, Host, Network, Told
 from lora_trainer.families.frozen_convolution import hasten
+from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.readied import Readied
+from lora_trainer.jobs.relief import IdleParts, image_ladder
 from lora_trainer.jobs.samples import SampleMaker
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.networks.lora import inject
 from lora_trainer.train.diffusion_loss import DiffusionLoss
+from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.turns import Exclusive, in_turn
 
 
@@ -28,6 +30,7 @@ class ImageRun:
     host: Host
     control: HostControl
     begins: bool  # no state to go on from
+    said: list[Told] = field(default_factory=list[Told])  # by what may not yield it itself
 
     def ready(self, borrowed: ExitStack) -> Generator[Event, None, Readied | None]:
         """Everything for the loop, or None when stop was ordered; what is put on comes off with `borrowed`."""
@@ -48,12 +51,13 @@ class ImageRun:
         borrowed.callback(network.eject)
         if plan.config.network.start_from and self.begins:
             yield from starting_weights(plan, network)
-        if plan.config.train.gradient_checkpointing:
-            _checkpoint_activations(base, plan.rates)
+        idle = IdleParts(base, self._idle(base))
+        pieces = Pieces()
         return Readied(
             batches=plan.data, loss=_loss(plan, base, network), network=network, exclusive=exclusive,
-            sampler=SampleMaker(plan, base, network, self.host),
+            sampler=SampleMaker(plan, base, network, self.host, idle),
             output=ImageOutput(plan, base, self.host, exclusive),
+            pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said),
         )  # fmt: skip
 
     def _prepare(self) -> Generator[Event, None, BaseModel | None]:
@@ -64,11 +68,13 @@ class ImageRun:
         if base is None:
             return None
         frozen_text = not any(part in plan.rates for part in plan.family.text_parts)
-        encode_text = (lambda captions: base.encode_text(captions, plan.clip_skip)) if frozen_text else None
+        frugal = FrugalEncoder(base, self.host.make_room, plan.smaller, self.said)
+        encode_text = (lambda captions: frugal.text(captions, plan.clip_skip)) if frozen_text else None
         exclusive = self._exclusive(base)
         fingerprint = yield from in_turn(exclusive, self.control, lambda: base.fingerprint("vae"))
-        work = plan.data.prepare(base.encode_images, encode_text, fingerprint=fingerprint or "")
+        work = plan.data.prepare(frugal.images, encode_text, fingerprint=fingerprint or "")
         while event := (yield from in_turn(exclusive, self.control, lambda: next(work, None))):
+            yield from self.overheard()
             yield event
             if self.control.take().stop:
                 return None
@@ -82,6 +88,20 @@ class ImageRun:
         if not keeps_vae:
             base.release("vae")
         return base
+
+    def overheard(self) -> Iterator[Told]:
+        """What was said since the last call, each once."""
+        while self.said:
+            yield self.said.pop(0)
+
+    def _idle(self, base: BaseModel) -> tuple[str, ...]:
+        """Parts of our own that are in memory for the samples alone."""
+        plan = self.plan
+        if not plan.lent.owned:
+            return ()
+        text = () if plan.data.encodes_while_training else plan.family.text_parts
+        needed = {*plan.rates, *(("vae",) if plan.config.data.cache == "none" else ())}
+        return tuple(part for part in ("vae", *text) if part in base.parts and part not in needed)
 
     def _adopted(self, parts: Sequence[str]) -> Generator[Event, None, BaseModel | None]:
         plan = self.plan
@@ -128,13 +148,3 @@ def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
         plan.config.network.dropout, plan.config.objective, network,
     )  # fmt: skip
-
-
-def _checkpoint_activations(base: BaseModel, parts: Iterable[str]) -> None:
-    """Recompute activations in the backward pass. diffusers and transformers do so in training mode only; the mode
-    changes nothing else, since none of the parts has dropout or batch statistics."""
-    for part in parts:
-        module: Any = base.parts[part]
-        enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
-        enable()
-        module.train()

@@ -22,6 +22,7 @@ class TrainingState:
     network: NetworkState
     moments: dict[str, Tensor]  # the optimizer's
     scale: dict[str, float]  # the loss scale's
+    measures: tuple[str, ...] = ()  # what was done about memory that did not suffice; names of `ladder.Rung`
 
 
 def capture(step: int, network: Network, updater: Updater) -> TrainingState:
