@@ -183,6 +183,7 @@ class Batch:
     weights: Tensor  # (B,) float32 factor of each sample's loss
     class_captions: tuple[str, ...] = ()  # the captions with the class in the trigger word's place, where it is asked
     class_text: TextStates | None = None  # None where the text encoders are trained, or no class is asked
+    mask: Tensor | None = None  # (B, 1, h, w) float32: how much each latent cell counts, 0 to 1; None: all alike
 
 
 Batch_co = TypeVar("Batch_co", covariant=True)  # Batch or TextBatch
@@ -304,7 +305,7 @@ class Told:
 class Prepared:
     """How far the work before the first step has come."""
 
-    what: str  # "latents", "captions"
+    what: str  # "latents", "captions", "focal points", "masks"
     done: int
     total: int
 

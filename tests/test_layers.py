@@ -44,12 +44,18 @@ TABLE = {
         {"torch", "diffusers", "transformers", "tokenizers", "open_clip", "ftfy", "safetensors", "yaml", "PIL"},
     ),
     f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
-    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors"}),
+    # regex: expressions of users, which re could not stop
+    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "regex", "smartcrop"}),
     f"{PACKAGE}/captioners": May(  # weights: to read the files of its models without running what is in them
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},
     ),
-    f"{PACKAGE}/train": May({"config"}, {"torch", "accelerate"}),
+    # the optional ones: optimizers, each imported when it is asked for
+    f"{PACKAGE}/train": May(
+        {"config"},
+        {"torch", "accelerate", "transformers", "bitsandbytes", "prodigyopt", "schedulefree", "lion_pytorch",
+         "came_pytorch"},
+    ),
     f"{PACKAGE}/jobs": May(
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}
     ),

@@ -95,6 +95,50 @@ class DataConfig:
     )
     bucket_step: int = option(64, "Sides of buckets are multiples of this.", unit="px", low=8, high=256, advanced=True)
     upscale: bool = option(False, "Enlarge images smaller than their bucket.", advanced=True)
+    crop: Literal["center", "focal", "none"] = option(
+        "center",
+        "What is kept of an image whose shape is not its bucket's: the middle, what lies around its focal point (set "
+        "by hand or found), or all of it, with padding that is not learned.",
+        advanced=True,
+        elsewhere=("center_crop", "random_crop", "crop_focus"),
+    )
+    masked_loss: bool = option(
+        False,
+        "Learn what masks show white: X-masklabel.png or mask/X.png for an image X, or else its transparency.",
+        advanced=True,
+        alias="masked_loss",
+        elsewhere=("alpha_mask", "masked_training", "conditioning_data_dir"),
+    )
+    mask_floor: float = option(
+        0.0,
+        "How much of the learning is left where a mask is black: 0 nothing, 1 all.",
+        low=0.0,
+        high=1.0,
+        advanced=True,
+        elsewhere=("unmasked_weight",),
+    )
+    regularization: str | None = option(
+        None,
+        "Folder with pictures of the class (other cats, for a LoRA of your cat): shown as often as yours, they keep "
+        "the class as it was.",
+        advanced=True,
+        alias="reg_data_dir",
+        elsewhere=("class_data_dir", "reg_images_dir"),
+    )
+    class_prompt: str = option(
+        "",
+        "Caption of those of these pictures that have none of their own, such as 'a photo of a cat'.",
+        advanced=True,
+        alias="class_prompt",
+    )
+    prior_weight: float = option(
+        1.0,
+        "How much these pictures count beside yours.",
+        low=0.0,
+        high=100.0,
+        advanced=True,
+        alias="prior_loss_weight",
+    )
     trigger: str = option("", "Word put in front of every caption, to call the LoRA by.")
     shuffle_captions: bool = option(False, "Shuffle the comma-separated tags of a caption each time.", advanced=True)
     keep_tokens: int = option(
@@ -181,8 +225,28 @@ class TrainConfig:
         high=10.0,
         alias="text_encoder_lr",
     )
-    schedule: Literal["cosine", "constant", "linear"] = option(
-        "cosine", "Course of the learning rate after warm-up.", alias="lr_scheduler"
+    schedule: Literal["cosine", "constant", "linear", "cosine_with_restarts", "polynomial", "rex"] = option(
+        "cosine",
+        "Course of the learning rate after warm-up.",
+        alias="lr_scheduler",
+        synonyms={"constant_with_warmup": "constant"},
+    )
+    schedule_cycles: int = option(
+        3,
+        "How often cosine_with_restarts begins anew.",
+        unit="times",
+        low=1,
+        high=1000,
+        advanced=True,
+        elsewhere=("lr_scheduler_num_cycles",),
+    )
+    schedule_power: float = option(
+        2.0,
+        "Exponent of the polynomial schedule; 1 is linear, more falls sooner.",
+        low=0.1,
+        high=10.0,
+        advanced=True,
+        elsewhere=("lr_scheduler_power",),
     )
     warmup: float = option(
         0.05, "Share of the steps over which the rate rises from 0.", low=0.0, high=1.0, advanced=True
@@ -209,6 +273,15 @@ class TrainConfig:
         high=1.0,
         advanced=True,
     )
+    ema: float = option(
+        0.0,
+        "Decay of a moving average of the weights, which is then what is saved and shown: 0.99 to 0.9999 steadies the "
+        "result of long runs, 0 keeps none.",
+        low=0.0,
+        high=0.99999,
+        advanced=True,
+        elsewhere=("ema_decay", "use_ema"),
+    )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
         "auto",
         "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
@@ -229,6 +302,30 @@ class TrainConfig:
     )
     seed: int | None = option(
         None, "Seed of noise, order and dropout; empty draws one and records it.", low=0, high=2**31 - 1, alias="seed"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What turns gradients into steps; docs/training.md says when to choose what."""
+
+    kind: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free", "came"] = option(
+        "adamw",
+        "What turns gradients into steps; all but adamw and adafactor need a package of their own, and each wants its "
+        "own learning rate.",
+        elsewhere=("optimizer_type", "optimizer", "optim"),
+        synonyms={
+            "AdamW": "adamw", "AdamW8bit": "adamw8bit", "AdaFactor": "adafactor", "Adafactor": "adafactor",
+            "Lion": "lion", "Prodigy": "prodigy", "AdamWScheduleFree": "schedule_free", "CAME": "came",
+        },
+    )  # fmt: skip
+    prodigy_coefficient: float = option(
+        1.0,
+        "Multiplies the learning rate that prodigy finds: 0.5 is gentler, 2 bolder.",
+        low=0.01,
+        high=100.0,
+        advanced=True,
+        elsewhere=("d_coef",),
     )
 
 
@@ -402,6 +499,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
 from lora_trainer.config.options import ObjectiveConfig, RunConfig, TrainConfig
 from lora_trainer.contracts import PlainError, PredictionType
+from lora_trainer.train import optimizer_kinds
+from lora_trainer.train.optimizer_kinds import KINDS
 
 
 def check(config: RunConfig) -> None:
@@ -20,6 +26,58 @@ def check(config: RunConfig) -> None:
             "it; leave one of the two out."
         )
     class_word(config)
+
+
+def check_optimizer(config: RunConfig, rates: Mapping[str, float], device: torch.device) -> None:
+    """Raise PlainError where the optimizer is not to be had, or not with these settings; tries it on a few numbers."""
+    chosen, ema = KINDS[config.optimizer.kind], config.train.ema
+    if chosen.one_rate and len(set(rates.values()) - {0.0}) > 1:
+        told = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
+        raise PlainError(
+            f"optimizer.kind: {chosen.name} finds one learning rate for all parts, but they have different ones "
+            f"({told}); leave text_encoder_lr empty, or set it to 0 or to learning_rate."
+        )
+    if chosen.averages and ema > 0:
+        raise PlainError(
+            f"train.ema is {ema:g}, but optimizer.kind: {chosen.name} keeps an average of the weights already; set "
+            "train.ema: 0, or take optimizer.kind: adamw."
+        )
+    if chosen.averages and config.train.schedule not in ("constant", TrainConfig.schedule):
+        raise PlainError(
+            f"train.schedule is {config.train.schedule}, but optimizer.kind: {chosen.name} works at a constant rate; "
+            "set train.schedule: constant, or take optimizer.kind: adamw."
+        )
+    optimizer_kinds.check(config.optimizer, device)
+
+
+def optimizer(config: RunConfig) -> tuple[str, str]:
+    """The optimizer in words, and a reason where one is due."""
+    chosen = KINDS[config.optimizer.kind]
+    told = chosen.title
+    if chosen.one_rate and config.optimizer.prodigy_coefficient != 1:
+        told += f" x {config.optimizer.prodigy_coefficient:g}"
+    if config.train.ema > 0:
+        told += f", moving average {config.train.ema:g}"
+    return told, "it needs no schedule, so the rate is constant after warm-up" if chosen.averages else ""
+
+
+def schedule(config: RunConfig) -> str:
+    """The course of the learning rate in words."""
+    train = config.train
+    if KINDS[config.optimizer.kind].averages:
+        return "constant"
+    more = {"cosine_with_restarts": f" x {train.schedule_cycles}", "polynomial": f" of power {train.schedule_power:g}"}
+    return train.schedule + more.get(train.schedule, "")
+
+
+def advice(config: RunConfig) -> list[str]:
+    """A sentence where the learning rate is far from what the optimizer wants."""
+    chosen, rate = KINDS[config.optimizer.kind], config.train.learning_rate
+    low, high = chosen.rates
+    if rate == 0 or low <= rate <= high:
+        return []
+    side = "low" if rate < low else "high"
+    return [f"train.learning_rate {rate:g} is {side} for {chosen.title}: {chosen.advice}."]
 
 
 def class_word(config: RunConfig) -> str:

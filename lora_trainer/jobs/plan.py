@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import secrets
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
+from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
 from lora_trainer.jobs.planned import (
     Choice,
     RunPlan,
@@ -30,6 +29,7 @@ from lora_trainer.jobs.planned import (
     save_interval,
     taken,
 )
+from lora_trainer.train.optimizer_kinds import KINDS
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
 
@@ -59,9 +59,7 @@ class Plan(RunPlan):
 
     @property
     def data_digest(self) -> str:
-        """Changes with the names, sizes, repeats and captions of the images."""
-        listed = [(item.name, item.size, item.repeats, item.caption) for item in self.data.items]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        return self.data.digest()
 
     @property
     def smaller(self) -> str:
@@ -76,7 +74,9 @@ class Plan(RunPlan):
         images = len(self.scan.items)
         captioned = images - len(self.scan.missing_captions)
         share = "all" if captioned == images else captioned or "none"
-        return f"{images} {'image' if images == 1 else 'images'}, {share} with captions"
+        of_class = len(self.data.class_items)
+        told = f"{images} {'image' if images == 1 else 'images'}, {share} with captions"
+        return f"{told}, and as many looks at {of_class} of the class" if of_class else told
 
     @property
     def size_told(self) -> str:
@@ -98,6 +98,7 @@ class Plan(RunPlan):
         return {
             "images": len(self.scan.items),
             "captioned": len(self.scan.items) - len(self.scan.missing_captions),
+            "class_images": len(self.data.class_items),
             "resolution": self.resolution,
             "family": self.family.name,
         }
@@ -123,10 +124,14 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
-    data = DataSet(found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config))
+    of_class = class_scan(config.data, found)
+    data = DataSet(
+        found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config), class_scan=of_class
+    )
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
+    method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
     save_every, save_choice = save_interval(config, steps)
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
@@ -137,6 +142,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("captions", _captions_found(found), ""),
         Choice("resolution", f"{resolution} px", "" if config.data.resolution else f"what {family.title} was made for"),
         Choice("buckets", data.bucket_table(), ""),
+        *data_choices(config.data, data),
         step_choice,
         Choice("batch", _batch(config, processes), ""),
         Choice(
@@ -145,6 +151,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
             "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
         ),
         rate_choice,
+        Choice("optimizer", *method.optimizer(config)),
         Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
         Choice("device", str(device), ""),
@@ -158,7 +165,10 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every,
         sample_every=config.samples.every or save_every, choices=choices,
-        notes=(*found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger), *taken(file_choice)),
+        notes=(
+            *found.warnings, *class_warnings(of_class), *data.warnings, *unused_masks(config.data, data),
+            *_unwell(found, data, config.data.trigger), *taken(file_choice), *method.advice(config),
+        ),
     )  # fmt: skip
 
 
@@ -214,11 +224,13 @@ def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
 def _rates(config: RunConfig, family: Family) -> tuple[dict[str, float], Choice]:
     asked = config.train.text_encoder_learning_rate
     text = family.defaults.text_encoder_learning_rate if asked is None else asked
-    rates = {"unet": config.train.learning_rate}
+    rates, reason = {"unet": config.train.learning_rate}, ""
+    if KINDS[config.optimizer.kind].one_rate and asked is None and text > 0:
+        text, reason = config.train.learning_rate, "the optimizer finds one rate for all"
     if text > 0:
         rates |= dict.fromkeys(family.text_parts, text)
     told = ", ".join(f"{part} {rate:g}" for part, rate in rates.items()) + ("" if text > 0 else ", text encoders off")
-    return rates, Choice("learning rate", f"{told}; {config.train.schedule}", "")
+    return rates, Choice("learning rate", f"{told}; {method.schedule(config)}", reason)
 
 
 def _steps(config: RunConfig, data: DataSet, processes: int) -> tuple[int, Choice]:
@@ -231,8 +243,9 @@ def _steps(config: RunConfig, data: DataSet, processes: int) -> tuple[int, Choic
     if epochs is None:
         # What the community's guides agree on: about 100 looks at each image, 1500 to 3000 in all.
         looks = min(max(100 * len(data.items), 1500), 3000)
-        epochs = math.ceil(looks / max(1, data.samples_per_epoch))
-        reason = f"about {looks} looks at {len(data.items)} images"
+        epochs = math.ceil(looks / max(1, data.own_samples_per_epoch))
+        also = f", and as many at {len(data.class_items)} of the class" if data.class_items else ""
+        reason = f"about {looks} looks at {len(data.items)} images{also}"
     steps = data.steps_for(epochs, train.gradient_accumulation_steps, processes)
     return steps, Choice("steps", f"{steps} ({epochs} epochs)", reason)
 

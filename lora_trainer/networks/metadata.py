@@ -57,6 +57,8 @@ class RunFacts:
     shuffle_captions: bool
     keep_tokens: int
     flip: bool
+    class_images: int = 0  # regularisation images
+    prior_weight: float = 1.0  # of their loss
     tag_frequency: Mapping[str, int] = field(default_factory=dict[str, int])  # tag: number of images
     buckets: Mapping[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])  # (W, H): images
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the resolved configuration, without folders
@@ -118,7 +120,8 @@ def _kohya_data(facts: RunFacts) -> dict[str, str]:
     }
     return {
         "ss_num_train_images": str(facts.images * facts.repeats),
-        "ss_num_reg_images": "0",
+        "ss_num_reg_images": str(facts.class_images),
+        "ss_prior_loss_weight": str(facts.prior_weight),
         "ss_dataset_dirs": _json({facts.data_name: {"n_repeats": facts.repeats, "img_count": facts.images}}),
         "ss_tag_frequency": _json({facts.data_name: dict(sorted(facts.tag_frequency.items()))}),
         "ss_enable_bucket": str(bool(buckets)),

@@ -16,7 +16,7 @@ from lora_trainer.config.options import ObjectiveConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import BaseModel, Batch, Network, TextStates
 from lora_trainer.train.noise import draw
-from lora_trainer.train.objective import add_noise, error_map, huber_deltas, target, weights
+from lora_trainer.train.objective import add_noise, error_map, huber_deltas, mean_error, target, weights
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,29 @@ class DiffusionLoss:
             text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
             predicted = self.base.predict(noisy, timesteps, text, sizes)
         wanted = target(self.base.facts.prediction, latents, noise, alphas)
-        error = self._error(predicted, wanted, timesteps, alphas)
+        error = self._error(predicted, wanted, timesteps, alphas, None if batch.mask is None else batch.mask.to(device))
         loss = (error * batch.weights.to(device)).mean()
         if self.objective.preserve > 0:
             loss = loss + self.objective.preserve * self._drift(batch, noisy, timesteps, sizes)
         return loss
 
-    def _error(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, alphas: Tensor) -> Tensor:
-        """Loss (B,) of each sample, weighted by its timestep."""
+    def _error(
+        self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, alphas: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Loss (B,) of each sample, of each cell as much as the mask says, weighted by its timestep."""
         objective = self.objective
         deltas = None
         if objective.loss != "l2":
             count = len(self.base.alphas_cumprod)
             deltas = huber_deltas(objective.huber_schedule, objective.huber_delta, timesteps, alphas, count)
-        error = error_map(objective.loss, predicted.float(), wanted, deltas).mean(dim=(1, 2, 3))
+        error = mean_error(error_map(objective.loss, predicted.float(), wanted, deltas), mask)
         factors = weights(objective.weighting, self.base.facts.prediction, alphas, self.min_snr_gamma)
         return error if factors is None else error * factors
 
     def _drift(self, batch: Batch, noisy: Tensor, timesteps: Tensor, sizes: Tensor) -> Tensor:
         """Squared distance from what the base model itself makes of the same noisy latents for the class's caption.
+
+        In the whole picture, also where a mask keeps it from being learned: there too the base is to stay.
 
         ostris/ai-toolkit, "differential output preservation": the trigger word stands for its class there, and what
         the base makes of the class is to stay.

@@ -97,9 +97,10 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
     """
     yield Started(start, pace.steps)
     good = _captured(work, start)
-    skipped, step = 0, start
+    skipped, step, owed = 0, start, Orders()
     while step < pace.steps:
         orders = yield from _orders(work, step)
+        orders = Orders(orders.stop, orders.save or owed.save, orders.sample or owed.sample)
         if work.processes.any(orders.stop):
             return Outcome("stopped", _captured(work, step))
         try:
@@ -112,7 +113,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             back = good.step if broken.half_done else step
             if not (yield from _relieved(work, step, back, broken.error)):
                 return Outcome("out of memory", good if broken.half_done else _captured(work, step))
-            step = back
+            step, owed = back, orders
             continue
         if result is None:
             return Outcome("stopped", _captured(work, step))
@@ -132,7 +133,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             good = (yield from _save(work, done)) or good
         if orders.sample or last or _due(done, pace.sample_every):
             yield from sampled(work, done)
-        step = done
+        step, owed = done, Orders()
     return Outcome("done", _captured(work, pace.steps))
 
 
@@ -198,7 +199,7 @@ def _save(work: Work, step: int) -> Generator[Event, None, TrainingState | None]
 def sampled(work: Work, step: int) -> Generator[Event, None, None]:
     """Pictures with the weights of `step` steps; one that fails must not cost the training."""
     try:
-        drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, step))
+        drawn = yield from in_turn(work.exclusive, work.control, partial(_drawn, work, step))
     except Exception as error:
         _log.warning("Samples failed.", exc_info=error)
         remedy = " Lower samples.size, or draw none." if is_out_of_memory(error) else ""
@@ -207,6 +208,11 @@ def sampled(work: Work, step: int) -> Generator[Event, None, None]:
     else:
         if drawn:
             yield drawn
+
+
+def _drawn(work: Work, step: int) -> Sampled | None:
+    with work.updater.shown():
+        return work.sample(step)
 
 
 def _due(done: int, every: int) -> bool:
