@@ -112,8 +112,9 @@ class LatentCache:
         for picture, mirror in list(self._memory):
             self._on_disk(picture)  # names its files
             if (picture, mirror) in self._files:
+                latents = self._memory[picture, mirror]
                 try:
-                    write_whole(self._files[picture, mirror], save({"latents": self._memory[picture, mirror].contiguous()}))
+                    write_whole(self._files[picture, mirror], save({"latents": latents.contiguous()}))
                 except OSError:
                     break
                 freed += self._memory.pop((picture, mirror)).nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any, cast
 
 from torch import Tensor
@@ -26,7 +27,7 @@ class Pieces:
         edges = [rows * number // count for number in range(count + 1)]
         return [
             (_rows(batch, rows, start, stop), 1.0 if self.of_sums else (stop - start) / rows)
-            for start, stop in zip(edges[:-1], edges[1:], strict=True)
+            for start, stop in pairwise(edges)
         ]
 
 

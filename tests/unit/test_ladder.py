@@ -262,7 +262,9 @@ def test_a_checkpoint_that_starves_costs_no_training(tmp_path: Path, monkeypatch
     assert events[-1].outcome == "done"
 
 
-def test_images_leave_the_memory_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, torch.Tensor]):
+def test_images_leave_the_memory_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, torch.Tensor]
+):
     """The last measure on a processor; what is read back is what was there."""
     starve = failing(DiffusionLoss.__call__, CUDA, 1, 2, 3)
     monkeypatch.setattr(DiffusionLoss, "__call__", starve)
