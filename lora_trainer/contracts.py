@@ -220,7 +220,8 @@ class Captioner(Protocol):
 
 # --- networks --------------------------------------------------------------------------------------------------------
 
-# "<part>.<module path>.lora_down.weight" (r, in[, kh, kw]), "....lora_up.weight" (out, r[, 1, 1]), "....alpha" ()
+# "<part>.<module path>.<what>": lora_down.weight (r, in[, kh, kw]), lora_up.weight (out, r[, 1, 1]), alpha (), and what
+# other kinds have instead (networks/changes.py).
 NetworkState = dict[str, "Tensor"]
 
 
@@ -252,7 +253,15 @@ class Network(Protocol):
         ...
 
     def scaled(self, weight: float) -> AbstractContextManager[None]:
-        """Within it the network acts at `weight`: 0 is the base model, 1 what is trained."""
+        """Within it the network acts at `weight`, and dropout rests: 0 is the base model, 1 what is trained."""
+        ...
+
+    def drop_by(self, seeds: Sequence[int]) -> None:
+        """From now on layers drop what the network's dropouts say, for each sample of the batch by its own seed.
+
+        It holds until the next call, because gradient checkpointing computes the batch again in the backward pass.
+        Never called, nothing is dropped. Draws nothing from the process's random state.
+        """
         ...
 
     def eject(self) -> None:

@@ -25,6 +25,8 @@ class Option(NamedTuple):
     alias: str = ""  # the flat name that lora-scripts files use; it loads like the dotted one
     elsewhere: tuple[str, ...] = ()  # names in other trainers' files; refused, with this option as the way out
     synonyms: Mapping[str, str] | None = None  # other words for a choice, as found in published files
+    applies: Mapping[str, tuple[Any, ...]] | None = None  # path of another setting: values with which this one counts
+    pairs: bool = False  # of a list of text: a mapping is read too, each entry as "name = value"
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -159,12 +161,23 @@ class DataConfig:
     )
 
 
+# Kinds that a setting of the network counts with; with the others it is refused, and the form hides it.
+_SCALED = {"network.kind": ("lora", "locon", "dora", "loha", "lokr")}
+_LOW_RANK = {"network.kind": ("lora", "locon", "dora")}
+_PLAIN = {"network.kind": ("lora", "locon")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    kind: Literal["lora"] = option("lora", "Which low-rank form to train.")
+    kind: Literal["lora", "locon", "dora", "loha", "lokr", "oft"] = option(
+        "lora",
+        "Form of the update: lora, locon (lora that reaches convolutions), dora (direction and length apart), loha, "
+        "lokr (smaller files), oft (turns weights); docs/kinds.md tells which to choose.",
+        synonyms={"lycoris": "locon", "diag-oft": "oft"},
+    )
     rank: int = option(
         16,
-        "Inner width r of the update; the file grows with it.",
+        "Inner width r of the update; the file grows with it. With oft the largest block that is turned as one.",
         low=1,
         high=1024,
         alias="lora_rank",
@@ -177,9 +190,58 @@ class NetworkConfig:
         high=4096,
         alias="lora_alpha",
         elsewhere=("network_alpha",),
+        applies=_SCALED,
     )
     targets: Literal["attention", "linear", "all"] = option(
-        "attention", "Layers to adapt: attention only, every linear layer, or convolutions too.", alias="lora_target"
+        "attention",
+        "Layers to adapt: attention only, every linear layer, or convolutions too; locon adds the convolutions to any.",
+        alias="lora_target",
+    )
+    layers: tuple[str, ...] = option(
+        (),
+        "Regular expressions; where given, every linear layer and convolution whose name one of them is found in is "
+        "adapted, in place of `targets`. A name: unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.",
+        advanced=True,
+        elsewhere=("target_modules",),
+    )
+    ranks: tuple[str, ...] = option(
+        (),
+        "Rank of single layers, as 'pattern = rank' or 'pattern = rank/alpha', such as 'mid_block = 32'; the first "
+        "pattern that is found in a layer's name counts, rank 0 leaves the layer out.",
+        advanced=True,
+        pairs=True,
+        elsewhere=("block_dims", "rank_pattern"),
+    )
+    init: Literal["default", "pissa", "olora"] = option(
+        "default",
+        "First weights: default changes nothing by itself; pissa takes the base's largest singular directions and "
+        "olora the first of its QR, which often learn faster; the file is then plain LoRA of twice the rank.",
+        advanced=True,
+        applies=_PLAIN,
+    )
+    rslora: bool = option(
+        False,
+        "Scale by alpha / sqrt(rank) (Kalajdzievski 2023), so that high ranks learn as fast as low ones.",
+        advanced=True,
+        applies=_SCALED,
+    )
+    loraplus_ratio: float = option(
+        1.0,
+        "LoRA+ (Hayou et al. 2024): the up weights learn at this multiple of the learning rate; 4 to 16 is usual.",
+        low=0.1,
+        high=256,
+        advanced=True,
+        applies=_LOW_RANK,
+        elsewhere=("loraplus_lr_ratio",),
+    )
+    factor: int | None = option(
+        None,
+        "A weight is split into two Kronecker factors, the smaller one up to this many rows and columns; empty splits "
+        "as evenly as can be.",
+        low=1,
+        high=1024,
+        advanced=True,
+        applies={"network.kind": ("lokr",)},
     )
     dropout: float = option(
         0.0,
@@ -188,10 +250,26 @@ class NetworkConfig:
         high=0.95,
         advanced=True,
         alias="lora_dropout",
+        elsewhere=("network_dropout",),
+    )
+    rank_dropout: float = option(
+        0.0,
+        "Chance that one of the update's inner directions is left out in a step: of the rank with lora, locon and "
+        "dora, an output channel with loha and lokr, a block with oft.",
+        low=0.0,
+        high=0.95,
+        advanced=True,
+    )
+    module_dropout: float = option(
+        0.0,
+        "Chance that a layer's whole update is left out in a step.",
+        low=0.0,
+        high=0.95,
+        advanced=True,
     )
     start_from: str | None = option(
         None,
-        "LoRA file to go on from (kohya or diffusers names); another rank is fitted to this one.",
+        "LoRA file to go on from, of the same kind (dora takes a plain LoRA too); another rank is fitted to this one.",
         alias="lora_path",
         elsewhere=("network_weights",),
     )

@@ -182,6 +182,11 @@ class DataSets:
             opened.resolution = resolution or opened.resolution
         return opened
 
+    @property
+    def host(self) -> Host:
+        """Whose folders and captioners they use."""
+        return self._host
+
     def of(self, id: str) -> Opened:
         """The open data set of that id. Raises KeyError."""
         with self._lock:

@@ -12,11 +12,12 @@ from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
 from lora_trainer.jobs.plan import Plan
+from lora_trainer.jobs.readers import unheard
 from lora_trainer.jobs.readied import Readied
 from lora_trainer.jobs.relief import IdleParts, image_ladder
 from lora_trainer.jobs.samples import SampleMaker
 from lora_trainer.jobs.start import starting_weights
-from lora_trainer.networks.lora import inject
+from lora_trainer.networks.network import inject
 from lora_trainer.train.diffusion_loss import DiffusionLoss
 from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.turns import Exclusive, in_turn
@@ -49,8 +50,12 @@ class ImageRun:
         if network is None:
             return None
         borrowed.callback(network.eject)
+        yield from (Told(note, "warning") for note in unheard(plan.family.name, network.state()))
         if plan.config.network.start_from and self.begins:
-            yield from starting_weights(plan, network)
+            told = yield from in_turn(exclusive, self.control, lambda: starting_weights(plan, network))
+            if told is None:
+                return None
+            yield from told
         idle = IdleParts(base, self._idle(base))
         pieces = Pieces()
         return Readied(
@@ -146,5 +151,5 @@ class ImageRun:
 def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
     return DiffusionLoss(
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
-        plan.config.network.dropout, plan.config.objective, network,
+        plan.config.objective, network,
     )  # fmt: skip

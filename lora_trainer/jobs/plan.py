@@ -29,6 +29,7 @@ from lora_trainer.jobs.planned import (
     save_interval,
     taken,
 )
+from lora_trainer.jobs.readers import unread_note
 from lora_trainer.train.optimizer_kinds import KINDS
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
@@ -145,11 +146,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         *data_choices(config.data, data),
         step_choice,
         Choice("batch", _batch(config, processes), ""),
-        Choice(
-            "network",
-            f"{config.network.kind}, rank {config.network.rank}, alpha {alpha:g}, {config.network.targets} layers",
-            "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
-        ),
+        _network(config, alpha),
         rate_choice,
         Choice("optimizer", *method.optimizer(config)),
         Choice("objective", *method.objective(config, lent.facts.prediction)),
@@ -167,9 +164,27 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(
             *found.warnings, *class_warnings(of_class), *data.warnings, *unused_masks(config.data, data),
-            *_unwell(found, data, config.data.trigger), *taken(file_choice), *method.advice(config),
+            *_unwell(found, data, config.data.trigger), *unread_note(config.network.kind, host.name),
+            *taken(file_choice), *method.advice(config),
         ),
     )  # fmt: skip
+
+
+def _network(config: RunConfig, alpha: float) -> Choice:
+    network = config.network
+    told = [network.kind, f"rank {network.rank}"]
+    if network.kind != "oft":
+        told.append(f"alpha {alpha:g}" + (" / sqrt(rank)" if network.rslora else ""))
+    told.append(f"layers with {' or '.join(network.layers)}" if network.layers else f"{network.targets} layers")
+    if network.kind == "locon" and not network.layers and network.targets != "all":
+        told.append("and the convolutions")
+    told += [f"rank of {rule}" for rule in network.ranks]
+    if network.init != "default":
+        told.append(f"from {network.init} (the file has rank {2 * network.rank})")
+    if network.loraplus_ratio != 1:
+        told.append(f"up weights at {network.loraplus_ratio:g} times the rate")
+    given = network.alpha is not None or network.kind == "oft"
+    return Choice("network", ", ".join(told), "" if given else "alpha is half of the rank unless it is given")
 
 
 def _base(config: RunConfig, host: Host) -> LentModel:

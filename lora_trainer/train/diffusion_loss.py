@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -32,9 +30,8 @@ class DiffusionLoss:
     clip_skip: int
     min_snr_gamma: float
     noise_offset: float
-    network_dropout: float
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    network: Network | None = None  # taken off for a moment where the base model's own output is to be kept
+    network: Network | None = None  # drops by sample; taken off where the base model's own output is to be kept
 
     def __call__(self, batch: Batch) -> Tensor:
         device = self.base.device
@@ -46,9 +43,10 @@ class DiffusionLoss:
         alphas = self.base.alphas_cumprod.to(device)[timesteps]
         noisy = add_noise(latents, drawn.shown.to(device), alphas)
         sizes = batch.sizes.to(device)
-        with self._dropout_seeded(batch):
-            text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
-            predicted = self.base.predict(noisy, timesteps, text, sizes)
+        if self.network is not None:
+            self.network.drop_by([sample_seed(self.seed, position, "dropout") for position in batch.positions])
+        text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
+        predicted = self.base.predict(noisy, timesteps, text, sizes)
         wanted = target(self.base.facts.prediction, latents, noise, alphas)
         error = self._error(predicted, wanted, timesteps, alphas, None if batch.mask is None else batch.mask.to(device))
         loss = (error * batch.weights.to(device)).mean()
@@ -81,23 +79,9 @@ class DiffusionLoss:
             raise RuntimeError("the base model's output cannot be kept without the network that is to be taken off")
         with torch.no_grad(), self.network.scaled(0):
             kept = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
-        with self._dropout_seeded(batch):
-            predicted = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
+        predicted = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
         error = (predicted.float() - kept.float()).square().mean(dim=(1, 2, 3))
         return (error * batch.weights.to(error.device)).mean()
 
     def _class_text(self, batch: Batch) -> TextStates:
         return batch.class_text or self.base.encode_text(batch.class_captions, self.clip_skip)
-
-    def _dropout_seeded(self, batch: Batch) -> AbstractContextManager[None]:
-        """Dropout draws from the process's random state: seed it for this batch, and give it back after."""
-        if self.network_dropout == 0:
-            return nullcontext()
-        return _seeded(sample_seed(self.seed, batch.positions[0], "dropout"), self.base.device)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -259,6 +259,29 @@ class Workshop:
                 self._make(changes)
             return len(after), examples
 
+    def describe(
+        self, captions: Mapping[str, str], seen: Mapping[str, str], *, what: str, work: str, new_in: str
+    ) -> list[str]:
+        """Write captions that were made of those that are `seen`, by name of their images; returns the names of images
+        that are gone, or that somebody gave another caption meanwhile: these are left as they are.
+
+        Calls for the same `work` are one step, told as `what`; `new_in` is the format of those that had no caption.
+        Raises PlainError where a file cannot be written.
+        """
+        with self._lock:
+            self.refresh()
+            snapshot = self.snapshot
+            known = {name: snapshot.items[name].caption for name in captions if name in snapshot.items}
+            meant = {name for name, caption in known.items() if caption == seen[name]}
+            changes = [
+                change for name in captions if name in meant
+                for change in self._store.changes(name, snapshot.scan.places[name], one_line(captions[name]), new_in)
+            ]  # fmt: skip
+            if changes:
+                self._history.do(what, changes, work)
+                self._make(changes)
+            return [name for name in captions if name not in meant]
+
     def undo(self) -> Done:
         """Take the last step back. Raises PlainError where there is none, or others changed its captions since."""
         with self._lock:
