@@ -152,8 +152,7 @@ def _relieved(work: Work, step: int, back: int, error: BaseException) -> Generat
     if not work.relieve or not (yield from work.relieve(step, error)):
         return False
     if back < step:
-        told = f"The update was broken off half-way: the steps from {back + 1} on are done again, and come out the same."
-        yield Told(told, "warning")
+        yield Told(f"The update was broken off half-way; the steps from {back + 1} on are done again.", "warning")
     return True
 
 

@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +119,7 @@ class Taken:
 
 
 @contextmanager
-def watched(device: torch.device) -> Iterator[Taken]:
+def watched(device: torch.device) -> Generator[Taken, None, None]:
     """Measure the most memory in use within it: torch's own count on CUDA, the process's on a CPU."""
     taken = Taken()
     if device.type == "cuda":

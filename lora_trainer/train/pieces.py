@@ -36,10 +36,9 @@ def _rows(value: Any, rows: int, start: int, stop: int) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         parts = {field.name: _rows(getattr(value, field.name), rows, start, stop) for field in fields(value)}
         return replace(cast(Any, value), **parts)
-    if isinstance(value, Tensor | tuple) and _length(value) == rows:
-        return value[start:stop]
+    if isinstance(value, Tensor):
+        return value[start:stop] if value.ndim and len(value) == rows else value
+    if isinstance(value, tuple):
+        items = cast("tuple[Any, ...]", value)
+        return items[start:stop] if len(items) == rows else items
     return value
-
-
-def _length(value: Tensor | tuple[Any, ...]) -> int:
-    return len(value) if isinstance(value, tuple) or value.ndim else 0

@@ -140,7 +140,7 @@ def test_a_batch_too_large_goes_through_in_pieces_with_the_same_result(
     assert "micro-batches go through in pieces of 1" in told(events)
     assert "batch_size: 1, gradient_accumulation_steps: 2" in told(events)
     assert seen == list(range(6)), "each sample once, in its order"
-    near(whole, learnt(tmp_path / "pieces"), 2e-3)
+    near(whole, learnt(tmp_path / "pieces"), 1e-2)
 
 
 def test_the_pieces_of_a_batch_are_its_rows():
@@ -271,7 +271,7 @@ def test_images_leave_the_memory_for_the_disk(
     events = run_all(config(tmp_path, "disk"))
     assert "encoded images are kept on disk" in told(events)
     assert list((tmp_path / "pictures").rglob("*.safetensors"))
-    near(whole, learnt(tmp_path / "disk"), 2e-3)
+    near(whole, learnt(tmp_path / "disk"), 1e-2)
 
 
 def test_old_files_with_switches_load():
