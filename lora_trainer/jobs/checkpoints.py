@@ -27,8 +27,8 @@ def write_state(files: RunFiles, state: TrainingState, facts: dict[str, Any]) ->
     """Write `<name>-<step>.state`. Raises PlainError where the disk refuses; an older state is left whole."""
     tensors = {_NETWORK + name: tensor for name, tensor in state.network.items()}
     tensors |= {_MOMENTS + name: tensor for name, tensor in state.moments.items()}
-    plain = {"step": state.step, "scale": state.scale, "measures": state.measures}
-    header = {"lora_trainer.state": json.dumps(plain | {"facts": facts})}
+    notes = {"step": state.step, "scale": state.scale, "course": state.course, "measures": state.measures}
+    header = {"lora_trainer.state": json.dumps(notes | {"facts": facts})}
     write_safetensors(files.state(state.step), tensors, header)
 
 
@@ -53,7 +53,8 @@ def _read_state(files: RunFiles, step: int) -> SavedRun:
         network={n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)},
         moments={n.removeprefix(_MOMENTS): t for n, t in tensors.items() if n.startswith(_MOMENTS)},
         scale=header["scale"],
-        measures=tuple(header.get("measures", ())),  # states of earlier versions have none
+        course=header.get("course", {}),  # older states have none
+        measures=tuple(header.get("measures", ())),
     )
     return SavedRun(state, header["facts"])
 

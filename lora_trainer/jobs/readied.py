@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled
+from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled, Validation
 from lora_trainer.train.ladder import Ladder
 from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.state import TrainingState
@@ -54,6 +54,7 @@ class Readied:
     exclusive: Exclusive
     sampler: Sampler
     output: Output
+    validation: Validation | None = None  # None where nothing is held out
     pieces: Pieces = field(default_factory=Pieces)  # how micro-batches go through the model
     ladder: Ladder | None = None  # what to do where memory does not suffice; None: the run ends
 

@@ -28,6 +28,8 @@ from lora_trainer.contracts import (
     Started,
     Stepped,
     Told,
+    Validated,
+    Validation,
 )  # fmt: skip
 from lora_trainer.train.memory import is_out_of_memory, let_go, peak_memory
 from lora_trainer.train.optimizers import Updater
@@ -36,6 +38,7 @@ from lora_trainer.train.processes import Processes
 from lora_trainer.train.state import TrainingState, capture, restore
 from lora_trainer.train.told import in_words
 from lora_trainer.train.turns import Exclusive, in_turn
+from lora_trainer.train.watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Pace:
     max_gradient_norm: float  # 0: not clipped
     save_every: int  # steps; 0: never
     sample_every: int  # steps; 0: never
+    validate_every: int = 0  # steps; 0: never
 
 
 # Given the steps done and the error: says what it does, returns whether the step may be tried again.
@@ -70,6 +74,9 @@ class Work:
     exclusive: Exclusive
     save: Callable[[TrainingState], Saved | Told | None]  # writes a checkpoint; None in processes that do not write
     sample: Callable[[int], Sampled | None]  # draws with the weights of the moment
+    validation: Validation | None = None  # None where nothing is held out, and in processes that do not write
+    watch: Watch | None = None  # of the held-out loss; goes with `validation`
+    keep_best: Callable[[TrainingState], Saved | Told | None] = lambda state: None
     pieces: Callable[[Any], list[tuple[Any, float]]] = field(default_factory=Pieces)  # of a micro-batch, with shares
     relieve: Relief | None = None  # what to do where memory does not suffice; None: the run ends
     measures: Callable[[], Iterable[str]] = tuple  # what was done about it so far, for the state
@@ -84,7 +91,7 @@ class StepBroken(Exception):
 
 
 class Outcome(NamedTuple):
-    kind: Literal["done", "stopped", "diverged", "out of memory"]
+    kind: Literal["done", "no better", "stopped", "diverged", "out of memory"]  # no better: patience has run out
     state: TrainingState  # what to keep: of the last whole step, or of the last good checkpoint if it diverged
 
 
@@ -96,6 +103,8 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
     nothing but the step under way; neither does any other failure, which raises StepBroken with what to save.
     """
     yield Started(start, pace.steps)
+    if start == 0:
+        yield from _validated(pace, work, 0)
     good = _captured(work, start)
     skipped, step, owed = 0, start, Orders()
     while step < pace.steps:
@@ -110,6 +119,8 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
                 raise StepBroken(_captured(work, step)) from broken.error
             if broken.half_done:  # some of the weights may be a step ahead
                 restore(good, work.network, work.updater)
+                if work.watch:
+                    work.watch.load(good.course)
             back = good.step if broken.half_done else step
             if not (yield from _relieved(work, step, back, broken.error)):
                 return Outcome("out of memory", good if broken.half_done else _captured(work, step))
@@ -127,12 +138,18 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
                 return Outcome("diverged", good)
         else:
             skipped = 0
+            if work.watch:
+                work.watch.stepped(result.loss)
             yield result
         last = done == pace.steps
+        if not skipped and (last or _due(done, pace.validate_every)) and (yield from _validated(pace, work, done)):
+            last = True
         if not skipped and not last and (orders.save or _due(done, pace.save_every)):
             good = (yield from _save(work, done)) or good
         if orders.sample or last or _due(done, pace.sample_every):
             yield from sampled(work, done)
+        if last and done < pace.steps:
+            return Outcome("no better", _captured(work, done))
         step, owed = done, Orders()
     return Outcome("done", _captured(work, pace.steps))
 
@@ -165,7 +182,47 @@ def _captured(work: Work, step: int) -> TrainingState:
             raise
         let_go(work.processes.device, error)
         state = capture(step, work.network, work.updater)
-    return replace(state, measures=tuple(work.measures()))
+    course = work.watch.state() if work.watch else state.course
+    return replace(state, measures=tuple(work.measures()), course=course)
+
+
+def _validated(pace: Pace, work: Work, step: int) -> Generator[Event, None, bool]:
+    """Look at what is held out; whether patience has run out. One look that fails must not cost the training."""
+    if not pace.validate_every:
+        return False
+    if work.validation and work.watch:
+        try:
+            yield from _look(work, work.validation, work.watch, step)
+        except Exception as error:
+            _log.warning("A look at the held-out images failed.", exc_info=error)
+            text = f"The held-out images were not looked at after step {step}, the training goes on: {in_words(error)}"
+            yield Told(text, "warning")
+    return work.processes.any(bool(work.watch and work.watch.looks and work.watch.exhausted))
+
+
+def _look(work: Work, validation: Validation, watch: Watch, step: int) -> Generator[Event, None, None]:
+    rows: list[list[float]] = []
+    for index in range(validation.count):  # a turn for each, so that nobody waits for all of them
+        row = yield from in_turn(work.exclusive, work.control, partial(_measured, work, validation, index))
+        if row is None:
+            return
+        rows.append(row)
+    by_range = tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
+    loss = sum(by_range) / len(by_range)
+    if not math.isfinite(loss):
+        yield Told(f"The loss on the held-out images after step {step} is not a finite number.", "warning")
+        return
+    warning = watch.measured(step, loss)
+    yield Validated(step, loss, by_range, watch.best.step)
+    if warning:
+        yield Told(warning, "warning")
+    if step and watch.best.step == step and (kept := work.keep_best(_captured(work, step))):
+        yield kept
+
+
+def _measured(work: Work, validation: Validation, index: int) -> list[float]:
+    with work.updater.shown():
+        return validation.measure(index)
 
 
 def _orders(work: Work, step: int) -> Generator[Event, None, Orders]:

@@ -6,7 +6,7 @@ and the learning rate is a function of the step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,8 @@ class TrainingState:
     scale: dict[str, Any]  # the loss scale's, and the optimizer's numbers; JSON values
     averaged: NetworkState | None = None  # the weights to be used, where they are others than those that are trained
     measures: tuple[str, ...] = ()  # what was done about memory that did not suffice; names of `ladder.Rung`
+
+    course: dict[str, Any] = field(default_factory=dict[str, Any])  # of the held-out loss; JSON values
 
     @property
     def result(self) -> NetworkState:
