@@ -99,8 +99,8 @@ class DataConfig:
     upscale: bool = option(False, "Enlarge images smaller than their bucket.", advanced=True)
     crop: Literal["center", "focal", "none"] = option(
         "center",
-        "What is kept of an image whose shape is not its bucket's: the middle, what lies around its focal point (set "
-        "by hand or found), or all of it, with padding that is not learned.",
+        "What is kept of an image whose shape is not its bucket's: the middle, the subject as it is found, or all of "
+        "it, with padding that is not learned; a focal point set by hand comes before middle and subject.",
         advanced=True,
         elsewhere=("center_crop", "random_crop", "crop_focus"),
     )

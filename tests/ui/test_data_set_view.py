@@ -88,6 +88,10 @@ def test_captions_are_edited_in_place_and_never_over_another_program(opened: Any
     saved(tab, "001.png", folder, "a new one")
     assert card(tab, "001.png").locator(".lt-word").inner_text() == "✗ mycat"
 
+    (folder / "005.txt").write_text("by another program", encoding="utf-8")
+    shown = "[...document.querySelectorAll('.lt-caption')].map((one) => one.value)"
+    tab.wait_for_function(f"{shown}.includes('by another program')")
+
     for keep, expected in (("Keep mine", "mine"), ("Take theirs", "theirs")):
         tab.wait_for_timeout(300)
         card(tab, "003.png").locator("textarea").click()
@@ -99,7 +103,6 @@ def test_captions_are_edited_in_place_and_never_over_another_program(opened: Any
         assert caption(folder, 3) == "theirs"
         card(tab, "003.png").locator(f"text={keep}").click()
         card(tab, "003.png").locator(".lt-conflict").wait_for(state="detached")
-        shown = "[...document.querySelectorAll('.lt-caption')].map((one) => one.value)"
         tab.wait_for_function(f"{shown}.includes('{expected}')")
         if keep == "Keep mine":
             saved(tab, "003.png", folder, "mine")
@@ -151,6 +154,14 @@ def test_thousands_need_few_elements_and_one_is_shown_large(opened: Any, folder:
     tab.keyboard.type(", the last")
     tab.keyboard.press("Shift+Enter")
     tab.wait_for_selector(".lt-one >> text=239 of 240")
+    whole = tab.locator(".lt-one .lt-stage .lt-fit").bounding_box()
+    assert whole["width"] / whole["height"] == pytest.approx(96 / 64, abs=0.02)
+    kept = tab.locator(".lt-one .lt-crop").bounding_box()
+    assert kept["width"] / kept["height"] == pytest.approx(1, abs=0.02), "64 of 96 pixels: it is not enlarged"
+    tab.mouse.click(whole["x"] + 2, whole["y"] + whole["height"] / 2)
+    tab.wait_for_selector(".lt-one .lt-point.lt-set")
+    tab.wait_for_function("document.querySelector('.lt-one .lt-crop').style.left === '0%'")
+    assert (folder / "lora_trainer_focus.csv").read_text(encoding="utf-8").splitlines()[1].startswith("238.png,0.0")
     tab.keyboard.press("Escape")
     saved(tab, "239.png", folder, "mycat, blue, number 239, the last")
 

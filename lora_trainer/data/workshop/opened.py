@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.data.buckets import Point
+from lora_trainer.data.caption_files import PREVIOUS
 from lora_trainer.data.caption_sources import SIDECARS, TABLES, absolute
 from lora_trainer.data.captions import one_line, read_text
+from lora_trainer.data.focus import FOCUS, FocusTable
 from lora_trainer.data.listing import Stamp, listing, stamp_of
 from lora_trainer.data.scan import Item, Scan, check_folder, scan
 from lora_trainer.data.workshop.edits import LONGEST, Edit, edited
@@ -139,7 +142,8 @@ class Workshop:
             self._memory.begin(files)
             found = scan(self.folder, self.metadata, self._memory.size_of, self._memory.text_of, files)
             self._memory.save()
-            revision = before.revision + (_told(before.scan) != _told(found)) if before else 1
+            points = before is not None and before.files.get(FOCUS) != files.get(FOCUS)
+            revision = before.revision + (points or _told(before.scan) != _told(found)) if before else 1
             self._snapshot = Snapshot(found, files, table, revision, before.edited if before else {})
             self.state, self.message = "ready", ""
         self._looked = time.monotonic()
@@ -147,6 +151,29 @@ class Workshop:
 
     def _count(self) -> None:
         self.seen += self._snapshot is None
+
+    def focus(self, name: str, point: Point | None) -> Snapshot:
+        """Set the point that a crop keeps in sight, or forget it. Raises NoSuchImage, and PlainError for a point that
+        is none and a table that is wrong or cannot be written."""
+        with self._lock:
+            self.refresh()
+            snapshot = self.snapshot
+            if name not in snapshot.items:
+                raise NoSuchImage(name)
+            table = FocusTable(self.folder, snapshot.items)
+            table.put(name, point)
+            files = dict(snapshot.files)
+            for path in (table.path, table.path.with_name(FOCUS + PREVIOUS)):
+                stamp = stamp_of(path)
+                if stamp:
+                    files[path.name] = stamp
+            self._snapshot = replace(snapshot, files=files, revision=snapshot.revision + 1)
+            return self._snapshot
+
+    def touch(self) -> None:
+        """Tell everybody who shows the data set that there is something new of it."""
+        with self._lock:
+            self._snapshot = replace(self.snapshot, revision=self.snapshot.revision + 1)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -160,7 +187,8 @@ class Workshop:
 
     @property
     def revision(self) -> int:
-        """Grows with every change of a caption, and when images come or go; 0 before the folder was read."""
+        """Grows with every change of a caption or a focal point, and when images or masks come or go; 0 before the
+        folder was read."""
         return self._snapshot.revision if self._snapshot else 0
 
     @property
@@ -228,8 +256,7 @@ class Workshop:
                 raise Changed(name, snapshot.items[name].caption, snapshot.version(name))
             changes = list(self._store.changes(name, snapshot.scan.places[name], caption, self.format))
             if changes:
-                self._history.do(f"Caption of {name} changed.", changes)
-                self._make(changes)
+                self._do(f"Caption of {name} changed.", changes)
             return self.snapshot
 
     def edit(
@@ -255,8 +282,7 @@ class Workshop:
                     change for name, caption in after.items()
                     for change in self._store.changes(name, places[name], caption, new_in)
                 ]  # fmt: skip
-                self._history.do(edit.sentence(len(after)), changes)
-                self._make(changes)
+                self._do(edit.sentence(len(after)), changes)
             return len(after), examples
 
     def describe(
@@ -278,8 +304,7 @@ class Workshop:
                 for change in self._store.changes(name, snapshot.scan.places[name], one_line(captions[name]), new_in)
             ]  # fmt: skip
             if changes:
-                self._history.do(what, changes, work)
-                self._make(changes)
+                self._do(what, changes, work)
             return [name for name in captions if name not in meant]
 
     def undo(self) -> Done:
@@ -298,10 +323,13 @@ class Workshop:
             step = self._history.next
             if step is None:
                 raise PlainError("There is nothing to do again: nothing was undone since the last change.")
-            count = self._carry(step.changes(), step.what, before=self._history.redone)
+            count = self._carry(step.changes(), step.what, self._history.redone, self._history.undone)
             return Done(f"Done again: {step.what}", count)
 
-    def _carry(self, changes: Sequence[Change], what: str, before: Callable[[], None] = lambda: None) -> int:
+    def _carry(
+        self, changes: Sequence[Change], what: str, before: Callable[[], None] = lambda: None,
+        forget: Callable[[], None] = lambda: None,
+    ) -> int:  # fmt: skip
         """Make changes of the log; those that stand already, because a crash cut a step in two, are passed over, and so
         are those of images that are gone."""
         self.refresh()
@@ -316,11 +344,16 @@ class Workshop:
             )
         wanted = [change for change, _ in found]
         before()
-        self._make(wanted)
+        self._make(wanted, forget)
         return len({change.name for change in wanted})
 
-    def _make(self, changes: Sequence[Change]) -> None:
-        """Write, and take into the snapshot what was written, also when a disk refuses half-way."""
+    def _do(self, what: str, changes: Sequence[Change], work: str = "") -> None:
+        self._history.do(what, changes, work)
+        self._make(changes, self._history.not_done)
+
+    def _make(self, changes: Sequence[Change], forget: Callable[[], None] = lambda: None) -> None:
+        """Write, and take into the snapshot what was written, also when a disk refuses half-way; where it refuses at
+        once, the step was none."""
         snapshot = self.snapshot
         written: dict[Path, Stamp | None] = {}
         try:
@@ -328,7 +361,10 @@ class Workshop:
                 written[path] = stamp
         finally:
             made = [change for change in changes if self._store.path_of(change) in written]
-            self._snapshot = snapshot.with_changes(made, written, self.metadata)
+            if written:
+                self._snapshot = snapshot.with_changes(made, written, self.metadata)
+            elif changes:
+                forget()
 
     def _is_current(self, name: str) -> bool:
         """Whether every file in which a caption of the image may stand is as it was read."""
@@ -349,7 +385,7 @@ class Workshop:
 
 
 def _told(scan: Scan) -> object:
-    return [(item.name, item.caption) for item in scan.items], scan.places
+    return [(item.name, item.caption, item.mask) for item in scan.items], scan.places
 
 
 def _named(snapshot: Snapshot, names: Sequence[str]) -> list[Item]:
