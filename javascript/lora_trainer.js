@@ -107,7 +107,42 @@
     lt.changed = function () {
         clearTimeout(timer);
         timer = setTimeout(() => press("plan"), QUIET);
+        setTimeout(lt.offer, 30); // gradio writes the new value into the page after this
     };
+
+    // --- which fields are offered ------------------------------------------------------------------------------------
+
+    let unoffered = []; // ids of fields that mean nothing on the base of the last plan
+
+    function held(id) {
+        const field = lt.find(id)?.querySelector("input, textarea, select");
+        if (!field) return "";
+        return field.type === "checkbox" ? String(field.checked) : field.value.trim();
+    }
+
+    const given = (value) => value !== "" && value !== "false" && Number(value) !== 0;
+    const met = (rule) => rule.of.some((id) => {
+        const value = held(id);
+        return rule.values ? rule.values.includes(value) !== rule.but : given(value);
+    });
+
+    // Hides the fields that would change nothing, and folds that hold no others; what is faulty stays in sight.
+    lt.offer = function () {
+        const rules = JSON.parse(lt.find("lt_plan")?.dataset.rules || "{}");
+        for (const id of new Set([...Object.keys(rules), ...shut, ...unoffered])) {
+            const place = lt.find(id);
+            const off = unoffered.includes(id) || !(rules[id] || []).every(met);
+            place?.classList.toggle("lt-unoffered", off && !place.classList.contains("lt-faulty"));
+            if (off) shut.add(id);
+        }
+        for (const fold of document.querySelectorAll("#lt_advanced [id^=lt_more_], #lt_advanced [id^=lt_fold_]")) {
+            const fields = [...fold.querySelectorAll("[id^=lt_]")].filter((one) => one.querySelector("input, textarea")
+                && !/^lt_(more|fold)_/.test(one.id));
+            const none = fields.length > 0 && fields.every((one) => one.classList.contains("lt-unoffered"));
+            fold.classList.toggle("lt-unoffered", none);
+        }
+    };
+    const shut = new Set(); // ids that were hidden at some time
 
     // The order that a hidden button carries to the server.
     lt.order = () => JSON.stringify(order);
@@ -162,7 +197,9 @@
             opened: () => lt.notice(t("Opened: {folder}", { folder: answer.folder })),
         }[answer.kind];
         if (act) act();
+        if (answer.kind === "plan") unoffered = answer.unoffered;
         mark(answer.kind === "faults" ? answer.faults : []);
+        lt.offer();
     };
 
     function brought(what) {
@@ -359,6 +396,7 @@
         if (!lt.find("lt_plan").childElementCount) drawPlan(nothingYet());
         lt.startRun();
         lt.startViews();
+        lt.offer();
         if (begun) return;
         begun = true;
         setTimeout(restore, 300);

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.config.applies import told
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.leaves import Leaf, leaves
 from lora_trainer.config.options import VERSION, RunConfig
@@ -70,7 +71,8 @@ def _help(leaf: Leaf) -> str:
     unit = f" [{leaf.option.unit}]" if leaf.option.unit else ""
     default = "" if leaf.default is None or leaf.default in ("", ()) else f" (default: {_word(leaf.default)})"
     choices = f" One of: {', '.join(leaf.choices)}." if leaf.choices else ""
-    return f"{leaf.option.help}{choices}{unit}{default}"
+    when = f" {told(leaf)}" if told(leaf) else ""
+    return f"{leaf.option.help}{choices}{when}{unit}{default}"
 
 
 def _word(value: Any) -> str:
@@ -108,7 +110,7 @@ def _entry(leaf: Leaf) -> dict[str, Any]:
     limits: Mapping[str, Any] = {"minimum": leaf.option.low, "maximum": leaf.option.high}
     rules |= {name: limit for name, limit in limits.items() if limit is not None}
     default = list(leaf.default) if leaf.many else leaf.default
-    return rules | {"default": default, "description": leaf.option.help}
+    return rules | {"default": default, "description": f"{leaf.option.help} {told(leaf)}".rstrip()}
 
 
 def options_table() -> str:
@@ -146,7 +148,8 @@ def _cells(leaf: Leaf) -> list[str]:
     span = bounds(leaf)
     default = "" if leaf.default is None or leaf.default in ("", ()) else f"`{_word(leaf.default)}`"
     mark = " *(advanced)*" if leaf.option.advanced else ""
-    return [f"{values}, {span}" if span else values, default, leaf.option.help + mark]
+    when = f" {told(leaf)}" if told(leaf) else ""
+    return [f"{values}, {span}" if span else values, default, leaf.option.help + when + mark]
 
 
 def options_page() -> str:
@@ -159,6 +162,9 @@ A setting can be written in the YAML file under its section (`network:` and belo
 (`network.rank: 8`) or by the flat name in the second column (`lora_rank: 8`); on the command line as
 `--network.rank 8` or `--lora_rank 8`, which wins over the file. Where no default stands, an empty value is allowed
 or the setting is chosen from the base model and the images; `train --dry-run` shows what was chosen and why.
+
+A setting that *counts only where* something is so is not offered by the page elsewhere, and a file, a flag or a request
+that changes it is refused with a sentence that says what to do.
 
 {options_table()}"""
 

@@ -125,7 +125,7 @@ def _noisy() -> Tensor:
 
 
 def _conditions(unet: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Text states and, for SDXL, the pooled one, of the widths that a UNet wants: diffusers' or the checkpoint's own."""
+    """Text states and, for SDXL, the pooled one, as wide as a UNet wants them: diffusers' or the checkpoint's own."""
     config = getattr(unet, "config", None)
     generator = torch.Generator().manual_seed(4)
     if config is not None and hasattr(config, "cross_attention_dim"):
