@@ -14,7 +14,7 @@ from lora_trainer.config.load import dump, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Event, Finished, PlainError, Prepared, Saved, Skipped, Started, Stepped, Told
 from lora_trainer.jobs.events import EventLog, Numbered, jsonable
-from lora_trainer.jobs.files import STATE_ENDING, RunFiles
+from lora_trainer.jobs.files import STATE_ENDING, RunFiles, files_at
 from lora_trainer.train.control import Controls
 
 State = Literal["queued", "running", "paused", "done", "failed", "stopped"]
@@ -267,8 +267,9 @@ class Job:
     @classmethod
     def remembered(cls, id: str, record: Mapping[str, Any], events: Callable[[], list[Numbered]]) -> Job:
         """The job of an earlier server. Raises KeyError, TypeError, ValueError and ConfigError for a foreign record."""
-        files = RunFiles(Path(record["folder"]), record["name"], Path(record["work"]))
-        task = Task(load(record["config"]), files, record["steps"], record["resolution"], record["kind"])
+        config = load(record["config"])
+        files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
+        task = Task(config, files, record["steps"], record["resolution"], record["kind"])
         status = Status(**record["status"], seconds_per_step=None)
         last = int(record["last"])
         if status.state in ("queued", "running", "paused"):

@@ -146,6 +146,9 @@ def _draw(writer: Any, event: Event) -> None:
         writer.add_scalar("memory_mib", event.memory / 2**20, event.step)
         for part, rate in event.rates.items():
             writer.add_scalar(f"learning_rate/{part}", rate, event.step)
+    elif isinstance(event, Sampled) and event.texts:
+        for index, (prompt, text) in enumerate(zip(event.prompts, event.texts, strict=True)):
+            writer.add_text(f"samples/{index + 1}", f"{prompt}\n\n{text}", event.step)
     elif isinstance(event, Sampled):
         for index, path in enumerate(event.paths):
             with Image.open(path) as image:
