@@ -35,7 +35,7 @@ TORCH = "torch==2.13.0"
 RUN = (
     TORCH, "diffusers>=0.30", "peft>=0.13", "transformers>=4.30.2", "accelerate>=0.21", "safetensors>=0.4.2",
     "huggingface_hub>=0.23.2", "numpy>=1.26", "Pillow>=9.5", "PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12",
-    "ftfy>=6.1",
+    "ftfy>=6.1", "regex>=2022.1",
 )  # fmt: skip
 # Installed without what it asks for: only its tokenizer's vocabulary is read, and the torchvision that it would bring
 # along breaks transformers where torch is a CPU build.
@@ -43,6 +43,8 @@ ALONE = ("open_clip_torch>=2.20",)
 UI = ("gradio>=6",)  # the page without a WebUI; brings fastapi and uvicorn
 TEST = ("pytest>=8", "pytest-xdist>=3.3", "hypothesis>=6.100", "onnxruntime>=1.17")
 WORKERS = ("-n", "2", "--dist", "worksteal")  # one process of tests for each core of a small machine
+# For optimizer.kind; all of them small. bitsandbytes, which belongs to them, has 100 MB and is left to who wants it.
+OPTIMIZERS = ("prodigyopt>=1.1", "schedulefree>=1.4", "lion-pytorch>=0.2", "came-pytorch>=0.1.3")
 LINT = ("ruff>=0.11", "pyright[nodejs]>=1.1.390")  # with node from the package index, wherever none is installed
 
 # The libraries that the WebUIs ship or, for diffusers and peft in A1111, the newest that work beside what it ships.
@@ -153,7 +155,7 @@ def _demo(rest: list[str]) -> int:
 
 def _test(only: str | None, rest: list[str]) -> int:
     outcomes: list[Outcome] = []
-    newest = Environment("newest", ROOT / ".venv", (*RUN, *UI, *TEST, *LINT), PYTHONS)
+    newest = Environment("newest", ROOT / ".venv", (*RUN, *UI, *OPTIMIZERS, *TEST, *LINT), PYTHONS)
     if only in (None, "lint", "newest"):
         outcomes.append(_install(newest))
     if only in (None, "lint"):

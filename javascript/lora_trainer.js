@@ -1,6 +1,7 @@
 // The page's words, its elements, and the form: what is asked of gradio's hidden buttons and what they answer.
-// lora_trainer_run.js draws the jobs, lora_trainer_graph.js the loss. No library, nothing loaded from elsewhere;
-// whatever a user typed is written as text, never as HTML.
+// lora_trainer_views.js switches between training and data set; lora_trainer_run.js draws the jobs, lora_trainer_graph.js
+// the loss, and lora_trainer_data*.js the data set. No library, nothing loaded from elsewhere; whatever a user typed is
+// written as text, never as HTML.
 (function () {
     "use strict";
 
@@ -40,6 +41,12 @@
         if (element.textContent !== text) element.textContent = text;
     };
 
+    // A user's text in two pieces: a WebUI translates any text in the page that its dictionary has as a whole, even a tag.
+    lt.verbatim = function (text) {
+        const letters = [...text];
+        return [letters.slice(0, 1).join(""), letters.slice(1).join("")];
+    };
+
     lt.duration = function (seconds) {
         const minutes = Math.round(seconds / 60);
         if (seconds < 90) return t("{n} s", { n: Math.max(1, Math.round(seconds)) });
@@ -63,23 +70,26 @@
 
     lt.url = (path) => new URL("lora_trainer/v1/" + path, location.href.split(/[?#]/)[0]).href;
 
-    // JSON of a route. Throws an Error whose `faults` are the server's sentences, or that has none where it is lost.
-    lt.ask = async function (path, method) {
+    // JSON of a route. Throws an Error whose `faults` are the server's sentences, or that has none where it is lost;
+    // `answer` is all that the server said.
+    lt.ask = async function (path, method, body) {
         const cut = new AbortController();
         const timer = setTimeout(() => cut.abort(), 20000);
         try {
             const reply = await fetch(lt.url(path), {
                 method: method || "GET", signal: cut.signal, cache: "no-store", credentials: "same-origin",
                 headers: method ? { "Content-Type": "application/json" } : {},
+                body: body === undefined ? undefined : JSON.stringify(body),
             });
-            const body = await reply.json().catch(() => ({}));
+            const answer = await reply.json().catch(() => ({}));
             if (!reply.ok) {
                 const refused = new Error("HTTP " + reply.status);
                 refused.status = reply.status;
-                refused.faults = body.faults;
+                refused.faults = answer.faults;
+                refused.answer = answer;
                 throw refused;
             }
-            return body;
+            return answer;
         } finally {
             clearTimeout(timer);
         }
@@ -109,6 +119,21 @@
         order = { id };
         press("open");
     };
+    lt.openDataset = function (asked) {
+        order = asked;
+        press("dataset");
+    };
+
+    // The value of one of the form's text fields, and a new one for it as if it had been typed.
+    const typed = (id) => lt.find(id)?.querySelector("input, textarea");
+    lt.valueOf = (id) => typed(id)?.value ?? "";
+    lt.type = function (id, value) {
+        const field = typed(id);
+        if (!field || field.value === value) return;
+        field.value = value;
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+        field.dispatchEvent(new Event("blur"));
+    };
 
     lt.submitting = function () {
         waiting = true;
@@ -119,6 +144,7 @@
     lt.answered = function (text) {
         if (!text) return;
         const answer = JSON.parse(text);
+        if (answer.kind === "dataset") return lt.data.answered(answer);
         if (answer.form) remember(answer);
         if (waiting && (answer.kind === "started" || answer.kind === "faults")) {
             waiting = false;
@@ -131,6 +157,7 @@
             refused: () => lt.notice(answer.faults.map((one) => one.text).join(" "), "bad"),
             started: () => lt.watch && lt.watch(answer.id),
             brought: () => brought(answer.what),
+            taken: () => lt.taken && lt.taken(answer),
             yaml: () => download(answer.text),
             opened: () => lt.notice(t("Opened: {folder}", { folder: answer.folder })),
         }[answer.kind];
@@ -279,6 +306,9 @@
     // A dialog in front of everything, that is gone when it is closed.
     lt.show = function (dialog) {
         dialog.addEventListener("close", () => dialog.remove());
+        dialog.addEventListener("keydown", (event) => { // Escape interrupts a generation in the WebUI
+            if (event.key === "Escape") event.stopPropagation();
+        });
         dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
         (lt.find("lt_page") || document.body).append(dialog);
         dialog.showModal();
@@ -323,11 +353,12 @@
     // gradio draws late and may draw again: look until the place is there, and look after it now and then.
     let begun = false;
     setInterval(function () {
-        const ready = lt.find("lt_do_plan") && lt.find("lt_plan") && lt.find("lt_run") && lt.startRun;
+        const ready = lt.find("lt_do_plan") && lt.find("lt_plan") && lt.find("lt_run") && lt.startRun && lt.startViews;
         if (!ready) return;
         if (!lt.find("lt_tools").childElementCount) tools();
         if (!lt.find("lt_plan").childElementCount) drawPlan(nothingYet());
         lt.startRun();
+        lt.startViews();
         if (begun) return;
         begun = true;
         setTimeout(restore, 300);

@@ -38,9 +38,13 @@
         new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && look()).observe(root);
     };
 
+    // Look at once at how far the jobs are.
+    lt.lookAtJobs = () => root && look();
+
     // Look at this job from now on.
     lt.watch = function (id) {
         chosen = id;
+        lt.go("train");
         look();
         if (root.getBoundingClientRect().top > window.innerHeight) root.scrollIntoView({ block: "start" });
     };
@@ -64,9 +68,10 @@
             if (lost) lt.notice(t("The server answers again."));
             lost = 0;
             renewCards();
+            lt.onJobs(jobs);
             await draw();
             if (jobs.some((job) => ACTIVE.includes(job.state))) pause = busy();
-            if (document.hidden || !root.offsetParent) pause = IDLE;
+            if (document.hidden || !lt.find("lt_page").offsetParent) pause = IDLE;
         } catch (error) {
             lost += 1;
             pause = Math.min(BUSY * 2 ** (lost - 1), LONGEST);
@@ -91,11 +96,15 @@
         written = files;
     }
 
+    // Captions and class images are watched where they are made for, in the view of the data set.
+    const isTraining = (job) => (job.kind || "training") === "training";
+
     // The job to show: the chosen one, else the one that runs, else the newest.
     function current() {
-        return jobs.find((job) => job.id === chosen)
-            || jobs.find((job) => job.state === "running" || job.state === "paused")
-            || jobs.find((job) => job.state === "queued") || jobs[0] || null;
+        const trainings = jobs.filter(isTraining);
+        return trainings.find((job) => job.id === chosen)
+            || trainings.find((job) => job.state === "running" || job.state === "paused")
+            || trainings.find((job) => job.state === "queued") || trainings[0] || null;
     }
 
     async function order(job, verb, said) {
@@ -466,14 +475,19 @@
         if (focused) parts.list.querySelector(`[data-of="${CSS.escape(focused)}"]`)?.focus();
     }
 
+    function nameOf(job) {
+        const made = { captions: t("Captions"), class_images: t("Class images") }[job.kind];
+        return made ? made + ": " + job.name : job.name;
+    }
+
     function itemOf(job, isShown) {
         const state = el("span", { class: "lt-state", data: { state: job.state } }, stateWord(job.state));
         const steps = job.total_steps ? job.step + " / " + job.total_steps : "";
         return el("li", { class: isShown ? "lt-shown" : null },
             el("button", {
                 type: "button", class: "lt-pick", "aria-current": isShown ? "true" : null, data: { of: "pick" + job.id },
-                on: { click: () => lt.watch(job.id) },
-            }, el("span", { class: "lt-name" }, job.name), el("span", { class: "lt-dim" }, steps), state),
+                on: { click: () => (isTraining(job) ? lt.watch(job.id) : lt.go("data")) },
+            }, el("span", { class: "lt-name" }, nameOf(job)), el("span", { class: "lt-dim" }, steps), state),
             job.state === "queued"
                 ? lt.button(t("Remove"), () => order(job, "stop"), { data: { of: "stop" + job.id } }) : null,
             job.resumable && !ACTIVE.includes(job.state) && !isShown

@@ -181,6 +181,8 @@ class Batch:
     text: TextStates | None  # None where the text encoders are trained and the loss encodes
     sizes: Tensor  # (B, 6) pixels: original height, width, crop top, left, target height, width (SDXL's time_ids)
     weights: Tensor  # (B,) float32 factor of each sample's loss
+    class_captions: tuple[str, ...] = ()  # the captions with the class in the trigger word's place, where it is asked
+    class_text: TextStates | None = None  # None where the text encoders are trained, or no class is asked
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,18 @@ TABLE = {
          "gguf", "bitsandbytes", "huggingface_hub"},
     ),
     f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
-    # pyarrow: Parquet files; jinja2: chat templates
-    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "pyarrow", "jinja2"}),
+    # pyarrow: Parquet files; jinja2: chat templates; regex: expressions of users, which re could not stop
+    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "pyarrow", "jinja2", "regex"}),
     f"{PACKAGE}/captioners": May(  # weights: to read the files of its models without running what is in them
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},
     ),
-    f"{PACKAGE}/train": May({"config"}, {"torch", "accelerate"}),
+    # the optional ones: optimizers, each imported when it is asked for
+    f"{PACKAGE}/train": May(
+        {"config"},
+        {"torch", "accelerate", "transformers", "bitsandbytes", "prodigyopt", "schedulefree", "lion_pytorch",
+         "came_pytorch"},
+    ),
     f"{PACKAGE}/jobs": May(
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate",
                               "transformers"}  # transformers: its release, in messages

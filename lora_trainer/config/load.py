@@ -65,14 +65,8 @@ def load_as(cls: type[T], raw: Mapping[str, Any], over: Mapping[str, Any] | None
     Settings in `over` (dotted paths, as flags give them) stand in the place of those in `raw`, however these are
     spelled there; a length in steps also replaces one in epochs, and the other way round.
     """
-    over = over or {}
-    by_name = {name: leaf for leaf in leaves(cls) for name in (leaf.path, leaf.option.alias) if name}
-    replaced = over.keys() | {RIVALS[path] for path in over.keys() & RIVALS.keys() if over[path] not in (None, "")}
-    entries = [
-        (name, found) for name, found in _flat(_migrated(dict(raw)), sections(cls))
-        if name not in by_name or by_name[name].path not in replaced
-    ]  # fmt: skip
-    entries += over.items()
+    by_name = _by_name(cls)
+    entries = _entries(cls, raw, over or {})
     faults: list[Fault] = []
     given: dict[str, tuple[str, Any]] = {}  # path: (name it came under, value)
     for name, found in entries:
@@ -94,6 +88,32 @@ def load_as(cls: type[T], raw: Mapping[str, Any], over: Mapping[str, Any] | None
     if faults:
         raise ConfigError(faults)
     return _built(cls, values)
+
+
+def flat_settings(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every setting of a mapping by the name it came under, as `load` would see it; `over` wins.
+
+    Raises ConfigError where one name has two values.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _entries(RunConfig, raw, over or {}):
+        if found.setdefault(name, value) != value:
+            raise ConfigError([Fault(name, f"is {shown(found[name])} and {shown(value)}; keep one")])
+    return found
+
+
+def _by_name(cls: type) -> dict[str, Leaf]:
+    return {name: leaf for leaf in leaves(cls) for name in (leaf.path, leaf.option.alias) if name}
+
+
+def _entries(cls: type, raw: Mapping[str, Any], over: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    by_name = _by_name(cls)
+    replaced = over.keys() | {RIVALS[path] for path in over.keys() & RIVALS.keys() if over[path] not in (None, "")}
+    entries = [
+        (name, found) for name, found in _flat(_migrated(dict(raw)), sections(cls))
+        if name not in by_name or by_name[name].path not in replaced
+    ]  # fmt: skip
+    return entries + list(over.items())
 
 
 def dump(config: RunConfig) -> dict[str, Any]:

@@ -186,8 +186,28 @@ class TrainConfig:
         high=10.0,
         alias="text_encoder_lr",
     )
-    schedule: Literal["cosine", "constant", "linear"] = option(
-        "cosine", "Course of the learning rate after warm-up.", alias="lr_scheduler"
+    schedule: Literal["cosine", "constant", "linear", "cosine_with_restarts", "polynomial", "rex"] = option(
+        "cosine",
+        "Course of the learning rate after warm-up.",
+        alias="lr_scheduler",
+        synonyms={"constant_with_warmup": "constant"},
+    )
+    schedule_cycles: int = option(
+        3,
+        "How often cosine_with_restarts begins anew.",
+        unit="times",
+        low=1,
+        high=1000,
+        advanced=True,
+        elsewhere=("lr_scheduler_num_cycles",),
+    )
+    schedule_power: float = option(
+        2.0,
+        "Exponent of the polynomial schedule; 1 is linear, more falls sooner.",
+        low=0.1,
+        high=10.0,
+        advanced=True,
+        elsewhere=("lr_scheduler_power",),
     )
     warmup: float = option(
         0.05, "Share of the steps over which the rate rises from 0.", low=0.0, high=1.0, advanced=True
@@ -214,6 +234,15 @@ class TrainConfig:
         high=1.0,
         advanced=True,
     )
+    ema: float = option(
+        0.0,
+        "Decay of a moving average of the weights, which is then what is saved and shown: 0.99 to 0.9999 steadies the "
+        "result of long runs, 0 keeps none.",
+        low=0.0,
+        high=0.99999,
+        advanced=True,
+        elsewhere=("ema_decay", "use_ema"),
+    )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
         "auto",
         "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
@@ -224,6 +253,135 @@ class TrainConfig:
     )
     seed: int | None = option(
         None, "Seed of noise, order and dropout; empty draws one and records it.", low=0, high=2**31 - 1, alias="seed"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What turns gradients into steps; docs/training.md says when to choose what."""
+
+    kind: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free", "came"] = option(
+        "adamw",
+        "What turns gradients into steps; all but adamw and adafactor need a package of their own, and each wants its "
+        "own learning rate.",
+        elsewhere=("optimizer_type", "optimizer", "optim"),
+        synonyms={
+            "AdamW": "adamw", "AdamW8bit": "adamw8bit", "AdaFactor": "adafactor", "Adafactor": "adafactor",
+            "Lion": "lion", "Prodigy": "prodigy", "AdamWScheduleFree": "schedule_free", "CAME": "came",
+        },
+    )  # fmt: skip
+    prodigy_coefficient: float = option(
+        1.0,
+        "Multiplies the learning rate that prodigy finds: 0.5 is gentler, 2 bolder.",
+        low=0.01,
+        high=100.0,
+        advanced=True,
+        elsewhere=("d_coef",),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What a step of an image model minimises; docs/training.md says when to choose what."""
+
+    loss: Literal["l2", "huber", "smooth_l1"] = option(
+        "l2",
+        "How an error counts: squared, or more mildly where it is large, so that odd pictures spoil less.",
+        advanced=True,
+        elsewhere=("loss_type",),
+    )
+    huber_delta: float = option(
+        0.1,
+        "Error from which huber and smooth_l1 grow like a straight line.",
+        low=0.0001,
+        high=10.0,
+        advanced=True,
+        elsewhere=("huber_c",),
+    )
+    huber_schedule: Literal["snr", "exponential", "constant"] = option(
+        "snr",
+        "Course of huber_delta from 1 at no noise to itself at full noise, or the same everywhere.",
+        advanced=True,
+    )
+    weighting: Literal["min_snr", "debiased", "none"] = option(
+        "min_snr",
+        "How much each timestep counts: after train.min_snr_gamma, debiased estimation (Yu et al. 2023), or all alike.",
+        advanced=True,
+        elsewhere=("debiased_estimation_loss",),
+    )
+    timesteps: Literal["uniform", "logit_normal", "low_noise", "high_noise"] = option(
+        "uniform",
+        "Which timesteps are drawn more often: none, the middle, little noise (detail) or much noise (layout).",
+        advanced=True,
+        elsewhere=("timestep_sampling", "timestep_bias_strategy"),
+    )
+    min_timestep: int = option(
+        0, "Lowest timestep that is trained.", low=0, high=999, advanced=True, elsewhere=("min_timestep",)
+    )
+    max_timestep: int = option(
+        1000,
+        "Timesteps from this one on are not trained.",
+        low=1,
+        high=1000,
+        advanced=True,
+        elsewhere=("max_timestep",),
+    )
+    timestep_power: float = option(
+        3.0,
+        "How strongly low_noise and high_noise lean to their side; 1 is uniform.",
+        low=1.0,
+        high=10.0,
+        advanced=True,
+    )
+    logit_mean: float = option(
+        0.0,
+        "Centre of logit_normal; above 0 leans to much noise.",
+        low=-5.0,
+        high=5.0,
+        advanced=True,
+        elsewhere=("logit_mean",),
+    )
+    logit_std: float = option(
+        1.0, "Width of logit_normal; less is narrower.", low=0.01, high=10.0, advanced=True, elsewhere=("logit_std",)
+    )
+    pyramid_noise: int = option(
+        0,
+        "Coarser layers added to the noise, 6 to 10, for bolder light and shadow; 0 adds none.",
+        unit="layers",
+        low=0,
+        high=20,
+        advanced=True,
+        elsewhere=("multires_noise_iterations",),
+    )
+    pyramid_discount: float = option(
+        0.3,
+        "Strength of each coarser layer, as a share of the one before.",
+        low=0.01,
+        high=1.0,
+        advanced=True,
+        elsewhere=("multires_noise_discount",),
+    )
+    input_perturbation: float = option(
+        0.0,
+        "Noise added to what the UNet sees but not to what it is asked for, 0.1 as published; steadier samples.",
+        low=0.0,
+        high=1.0,
+        advanced=True,
+        elsewhere=("ip_noise_gamma", "input_perturbation"),
+    )
+    preserve: float = option(
+        0.0,
+        "Weight of keeping the base model's own pictures of objective.preserve_class, 1 as usual; costs a second pass.",
+        low=0.0,
+        high=100.0,
+        advanced=True,
+        elsewhere=("diff_output_preservation", "diff_output_preservation_multiplier"),
+    )
+    preserve_class: str = option(
+        "",
+        "What the trigger word is a kind of, 'cat' or 'woman'; stands in its place where the base is kept.",
+        advanced=True,
+        elsewhere=("diff_output_preservation_class",),
     )
 
 
@@ -341,6 +499,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -23,6 +23,8 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
     "data": "images and captions",
     "network": "network",
     "train": "training",
+    "optimizer": "optimizer",
+    "objective": "loss, noise and timesteps",
     "output": "output",
     "samples": "samples while training",
     "text": "language models only",

@@ -28,8 +28,12 @@ class DataSet:
     Everything but the batches themselves is known at once; they need `prepare` to have run to its end.
     """
 
-    def __init__(self, scan: Scan, config: DataConfig, *, resolution: int, seed: int) -> None:
-        """`resolution` in pixels. Raises PlainError if no bucket fits it."""
+    def __init__(
+        self, scan: Scan, config: DataConfig, *, resolution: int, seed: int, class_word: str = ""
+    ) -> None:
+        """`resolution` in pixels; `class_word` asks for captions with it in the trigger word's place too. Raises
+        PlainError if no bucket fits the resolution."""
+        self._class_word = class_word
         self._folder = scan.folder
         self._config = config
         self._seed = seed
@@ -104,6 +108,7 @@ class DataSet:
         texts = TextCache(encode_text) if encode_text else None
         if texts:
             foreseen = set() if self.encodes_while_training else {self._with_trigger(item) for item in self.items}
+            foreseen |= set(self._of_class(sorted(foreseen)))
             yield from texts.fill(foreseen)
         self._latents, self._texts = cache, texts
 
@@ -120,6 +125,7 @@ class DataSet:
             self._pictures[sample.item].crop.sizes(*self.items[sample.item].size, mirrored=mirror)
             for sample, mirror in zip(samples, mirrored, strict=True)
         ]
+        class_captions = self._of_class(captions)
         return Batch(
             positions=tuple(sample.position for sample in samples),
             latents=latents,
@@ -127,6 +133,8 @@ class DataSet:
             text=self._texts.batch(captions) if self._texts else None,
             sizes=torch.tensor(sizes, dtype=torch.float32),
             weights=torch.ones(len(samples)),
+            class_captions=class_captions,
+            class_text=self._texts.batch(class_captions) if self._texts and class_captions else None,
         )
 
     def _read_ahead(self, index: int) -> None:
@@ -148,6 +156,12 @@ class DataSet:
 
     def _with_trigger(self, item: Item) -> str:
         return with_trigger(item.caption, self._config.trigger)
+
+    def _of_class(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """The captions with the class in the trigger word's place; none where no class is asked."""
+        if not self._class_word:
+            return ()
+        return tuple(caption.replace(self._config.trigger, self._class_word) for caption in captions)
 
     def _caption(self, sample: Sample) -> str:
         return shape_caption(

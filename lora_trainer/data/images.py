@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,8 @@ _DAMAGED = (
     Image.DecompressionBombError,
 )
 
+WHITE = (255, 255, 255)
+
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4: 1 upright, 5 to 8 lie on their side
 _SIDEWAYS = (5, 6, 7, 8)
 _UPRIGHT_BY = {
@@ -51,7 +55,6 @@ _UPRIGHT_BY = {
     8: Image.Transpose.ROTATE_90,
 }
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # TIFF 6.0, section 8
-_WHITE = (255, 255, 255, 255)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -63,6 +66,16 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=_formats()) as image:
             _refuse_bomb(image)
             return _upright_size(image)
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+@contextmanager
+def header(path: Path) -> Iterator[Image.Image]:
+    """The image with its header read, and no pixel yet. Raises PlainError that names the file if it is damaged."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            yield image
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
 
@@ -95,8 +108,9 @@ class Small(NamedTuple):
     turned: bool  # whether its EXIF orientation is another than upright
 
 
-def load_small(data: bytes, path: Path, side: int) -> Small:
-    """The image in a file's bytes, no side longer than `side` pixels; never enlarged.
+def load_small(data: bytes, path: Path, side: int, ground: tuple[int, int, int] = WHITE) -> Small:
+    """The image in a file's bytes, no side longer than `side` pixels; never enlarged. Transparent parts are laid on
+    `ground`.
 
     Read to its end, so that one cut short is found, but JPEG is decoded at a fraction of its size. Raises PlainError
     that names the file (`path`) as `load_rgb` does.
@@ -108,7 +122,7 @@ def load_small(data: bytes, path: Path, side: int) -> Small:
             image.draft(None, (side, side))  # pyright: ignore[reportArgumentType]  # its stubs know no None in Pillow 9
             image.load()
             transparent = _transparent(image)
-            small = _to_rgb(image)
+            small = _to_rgb(image, ground)
             small.thumbnail((side, side), Image.Resampling.BICUBIC)
             # the TIFF reader has turned the pixels itself
             upright = small.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY and image.format != "TIFF" else small
@@ -170,12 +184,12 @@ def _orientation(image: Image.Image) -> int:
         return 1  # damaged EXIF says nothing, and the pixels are whole all the same
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, ground: tuple[int, int, int] = WHITE) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return _scaled_grey(image).convert("RGB")
     if _has_alpha(image):
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*ground, 255)), rgba).convert("RGB")
     return image.convert("RGB")
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 from lora_trainer import __version__
 from lora_trainer.config.load import load, load_yaml
 from lora_trainer.config.surfaces import add_flags, flags_of
+from lora_trainer.config.sweep import Variant, variants
 from lora_trainer.contracts import PlainError
 from lora_trainer.interfaces.caption_command import add_caption
 from lora_trainer.interfaces.check_command import add_check
@@ -182,7 +183,10 @@ def _add_ui(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
-    config = load(load_yaml(given.config) if given.config else {}, flags_of(given))
+    raw = load_yaml(given.config) if given.config else {}
+    if several := variants(raw, flags_of(given)):
+        return _sweep(several, given)
+    config = load(raw, flags_of(given))
 
     from lora_trainer.hosts.standalone import Standalone, keep_freed_memory
     from lora_trainer.interfaces.progress import exit_code, follow
@@ -196,6 +200,26 @@ def _train(given: argparse.Namespace) -> int:
     control = Controls()
     with _stopped_by_hand(control):
         return exit_code(follow(run(config, host=Standalone(), control=control, resume=given.resume), sys.stderr))
+
+
+def _sweep(several: Sequence[Variant], given: argparse.Namespace) -> int:
+    from lora_trainer.hosts.standalone import Standalone, keep_freed_memory
+    from lora_trainer.interfaces.progress import exit_code, follow
+    from lora_trainer.jobs.plan import plan_run
+    from lora_trainer.jobs.run import Controls
+    from lora_trainer.jobs.sweep import settings_of, sweep
+
+    if given.dry_run:
+        for variant in several:
+            plan = plan_run(load(settings_of(variant)), Standalone(), resume=given.resume)
+            print(f"--- {variant.label}\n{plan.text()}\n")
+        return DONE
+    keep_freed_memory()
+    control = Controls()
+    with _stopped_by_hand(control):
+        return exit_code(
+            follow(sweep(several, host=Standalone(), control=control, resume=given.resume), sys.stderr)
+        )
 
 
 def _export(given: argparse.Namespace) -> int:

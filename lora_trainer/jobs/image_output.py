@@ -33,7 +33,7 @@ class ImageOutput:
         """The LoRA file."""
         write_lora(
             path,
-            state.network,
+            state.result,
             kohya_name=self.base.kohya_name,
             metadata=lora_metadata(self.plan, path.stem, state.step),
             precision=self.plan.config.output.precision,

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_trainer.contracts import BaseModel, Event, Host
+from lora_trainer.contracts import BaseModel, Event, Host, Network
 from lora_trainer.families.frozen_convolution import hasten
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
@@ -51,7 +51,7 @@ class ImageRun:
         if plan.config.train.gradient_checkpointing:
             _checkpoint_activations(base, plan.rates)
         return Readied(
-            batches=plan.data, loss=_loss(plan, base), network=network, exclusive=exclusive,
+            batches=plan.data, loss=_loss(plan, base, network), network=network, exclusive=exclusive,
             sampler=SampleMaker(plan, base, network, self.host),
             output=ImageOutput(plan, base, self.host, exclusive),
         )  # fmt: skip
@@ -123,10 +123,10 @@ class ImageRun:
         return held
 
 
-def _loss(plan: Plan, base: BaseModel) -> DiffusionLoss:
+def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
     return DiffusionLoss(
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
-        plan.config.network.dropout,
+        plan.config.network.dropout, plan.config.objective, network,
     )  # fmt: skip
 
 

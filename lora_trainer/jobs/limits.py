@@ -61,7 +61,7 @@ def _faults_of_paths(raw: Mapping[str, Any], host: Host, paths: HostPaths) -> It
             continue
         fault = ""
         if leaf.path == _NAME:
-            fault = _bad_name(given)
+            fault = bad_name(given)
         elif leaf.path in _PLACES:
             fault = _outside(given, paths)
         elif leaf.path == _BASE and given != "demo":
@@ -79,11 +79,11 @@ def _given(raw: Mapping[str, Any], leaf: Leaf) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _bad_name(name: str) -> str:
-    """Why `name` cannot be a LoRA's, after the words "output.name"; empty if it can."""
+def bad_name(name: str) -> str:
+    """Why `name` cannot be the name of a file on every system, after the words for what it names; empty if it can."""
     if _FORBIDDEN.search(name) or name in (".", ".."):
         return (
-            f"is {name!r}, but the name of a LoRA is the name of a file, without a folder and without any of "
+            f"is {name!r}, but it becomes the name of a file, without a folder and without any of "
             '<>:"/\\|?*; give letters, digits, spaces, - and _'
         )
     if name.startswith(".") or name != name.strip() or name.endswith("."):

@@ -20,6 +20,7 @@ from lora_trainer.data.scan import Scan, scan
 from lora_trainer.demo.show import ASSETS
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
+from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.planned import (
     Choice,
@@ -30,6 +31,7 @@ from lora_trainer.jobs.planned import (
     save_interval,
     taken,
 )
+from lora_trainer.train.optimizer_kinds import KINDS
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
 
@@ -118,15 +120,17 @@ def plan_run(
 
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
     """The plan of a run that trains an image model."""
+    method.check(config)
     lent = _base(config, host)
     family = family_named(lent.facts.family)
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
-    data = DataSet(found, config.data, resolution=resolution, seed=seed)
+    data = DataSet(found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config))
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
+    method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
     save_every, save_choice = save_interval(config, steps)
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
@@ -145,6 +149,8 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
             "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
         ),
         rate_choice,
+        Choice("optimizer", *method.optimizer(config)),
+        Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
@@ -157,7 +163,8 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every,
         sample_every=config.samples.every or save_every, choices=choices,
-        notes=(*found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger), *taken(file_choice)),
+        notes=(*found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger), *taken(file_choice),
+               *method.advice(config)),
     )  # fmt: skip
 
 
@@ -213,11 +220,13 @@ def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
 def _rates(config: RunConfig, family: Family) -> tuple[dict[str, float], Choice]:
     asked = config.train.text_encoder_learning_rate
     text = family.defaults.text_encoder_learning_rate if asked is None else asked
-    rates = {"unet": config.train.learning_rate}
+    rates, reason = {"unet": config.train.learning_rate}, ""
+    if KINDS[config.optimizer.kind].one_rate and asked is None and text > 0:
+        text, reason = config.train.learning_rate, "the optimizer finds one rate for all"
     if text > 0:
         rates |= dict.fromkeys(family.text_parts, text)
     told = ", ".join(f"{part} {rate:g}" for part, rate in rates.items()) + ("" if text > 0 else ", text encoders off")
-    return rates, Choice("learning rate", f"{told}; {config.train.schedule}", "")
+    return rates, Choice("learning rate", f"{told}; {method.schedule(config)}", reason)
 
 
 def _steps(config: RunConfig, data: DataSet, processes: int) -> tuple[int, Choice]:

@@ -12,6 +12,8 @@ import torch
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.jobs.files import RunFiles, check_writable, files_of_task, untouched
+from lora_trainer.train.optimizer_kinds import KINDS
+from lora_trainer.train.schedules import Schedule
 
 CHECKPOINTS_IN_A_RUN = 10  # where save_steps is silent
 
@@ -50,6 +52,13 @@ class RunPlan(ABC):
     @property
     def warmup_steps(self) -> int:
         return round(self.config.train.warmup * self.steps)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The course of the learning rate over the run."""
+        train = self.config.train
+        kind = "constant" if KINDS[self.config.optimizer.kind].averages else train.schedule
+        return Schedule(kind, self.steps, self.warmup_steps, train.schedule_cycles, train.schedule_power)
 
     @property
     def precision(self) -> str:

@@ -15,6 +15,7 @@ from lora_trainer.data.scan import Item
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.planned import RunPlan
 from lora_trainer.networks.metadata import RunFacts, build
+from lora_trainer.train.optimizer_kinds import KINDS
 from lora_trainer.weights.write import write_whole
 
 # Options that a state's tensors depend on.
@@ -67,9 +68,9 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             dropout=config.network.dropout,
             learning_rate=train.learning_rate,
             text_encoder_learning_rate=plan.text_rate,
-            schedule=train.schedule,
+            schedule=plan.schedule.kind,
             warmup_steps=plan.warmup_steps,
-            optimizer="AdamW",
+            optimizer=KINDS[config.optimizer.kind].title,
             step=step,
             steps=plan.steps,
             epochs=math.ceil(plan.epochs),
@@ -117,7 +118,8 @@ def resumable_facts(plan: RunPlan) -> dict[str, Any]:
 
 def what_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Sentences on what differs since the checkpoint. Raises PlainError where the weights would not fit."""
-    before, after = _flat(then["config"]), _flat(now["config"])
+    # Read anew, so that options which that version did not have yet stand at their defaults.
+    before, after = _flat(dump(load(then["config"]))), _flat(now["config"])
     changed = {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}
     network = {name: pair for name, pair in changed.items() if name in _SHAPING}
     if network:

@@ -29,6 +29,7 @@ from lora_trainer.jobs.records import Records
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
     from lora_trainer.jobs.checkup import Report
+    from lora_trainer.jobs.data_sets import DataSets
     from lora_trainer.jobs.planned import RunPlan
 
 REMEMBERED = 50  # jobs that are over
@@ -47,11 +48,27 @@ class Registry:
         self._queue: deque[Job] = deque()
         self._worker: threading.Thread | None = None
         self._closing = False
+        self._data_sets: DataSets | None = None
         self._news = threading.Condition()  # guards what stands above, and tells the worker of a new job
         self._submitting = threading.Lock()  # two jobs must not find the same name free
         alone = self._records.claim()
         known = [self._recalled(id, record, alone) for id, record in self._records.read_all().items()]
         self._jobs |= {job.id: job for job in sorted(filter(None, known), key=lambda job: job.queued)}
+
+    @property
+    def host(self) -> Host:
+        """Who is trained in."""
+        return self._host
+
+    @property
+    def data_sets(self) -> DataSets:
+        """The data sets that are open."""
+        from lora_trainer.jobs.data_sets import DataSets
+
+        with self._news:
+            if self._data_sets is None:
+                self._data_sets = DataSets(self._host, lambda: any(job.state == "running" for job in self.jobs()))
+            return self._data_sets
 
     def plan(self, raw: Mapping[str, Any], *, by_page: bool = False) -> RunPlan:
         """What a run of these settings would do; nothing is trained or written. Raises ConfigError and PlainError.
@@ -146,6 +163,8 @@ class Registry:
         for job in self.jobs():
             if job.state in ("running", "paused"):
                 job.stop()
+        if self._data_sets:
+            self._data_sets.close_all()
         if self._worker:
             self._worker.join(seconds)
         self._records.give_back()

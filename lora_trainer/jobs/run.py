@@ -114,11 +114,13 @@ class _Job:
     def _train(self, readied: Readied) -> Iterator[Event]:
         plan, config = self.plan, self.plan.config.train
         network, sampler = readied.network, readied.sampler
-        rates = RatePlan(plan.rates, config.schedule, plan.steps, plan.warmup_steps)
         updater = Updater(
-            network.groups(), rates, weight_decay=config.weight_decay,
-            scale_loss=plan.dtype == torch.float16,
+            network.groups(), RatePlan(plan.rates, plan.schedule), weight_decay=config.weight_decay,
+            scale_loss=plan.dtype == torch.float16, options=plan.config.optimizer, ema=config.ema,
         )  # fmt: skip
+        if updater.average:
+            size = updater.average.bytes / 2**20
+            yield Told(f"A moving average of the weights is kept, {size:.1f} MiB more; it is what is saved and shown.")
         if self.saved:
             restore(self.saved.state, network, updater)
         start = self.saved.state.step if self.saved else 0

@@ -36,7 +36,7 @@ class TextOutput:
         card = model_card(self.plan, state.step).encode("utf-8")
         write_whole(path / "README.md", lambda file: _put(file, card))
         write_adapter(
-            path, state.network, adapter_facts(self.plan, self.model, state.network), metadata=metadata,
+            path, state.result, adapter_facts(self.plan, self.model, state.network), metadata=metadata,
             precision=self.plan.config.output.precision,
         )  # fmt: skip
 

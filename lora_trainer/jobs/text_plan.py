@@ -22,6 +22,7 @@ from lora_trainer.families.language.load import load_tokenizer, pad_of
 from lora_trainer.families.language.place import place_of
 from lora_trainer.families.language.quantise import BYTES_A_WEIGHT, why_not_quantised
 from lora_trainer.families.language.recognise import LanguageFacts, recognise
+from lora_trainer.jobs import method
 from lora_trainer.jobs.planned import Choice, RunPlan, precision_for, result_files, save_interval, taken
 from lora_trainer.networks.adapter import PART
 
@@ -114,6 +115,8 @@ def plan_text(
     data = _data(config, counted, seed, pad_of(tokenizer), max_length, processes)
     held_out = _data(config, measured, seed, pad_of(tokenizer), max_length, 1) if measured.encoded else None
     files, file_choice = result_files(config, host, resume)
+    rates = {PART: config.train.learning_rate}
+    method.check_optimizer(config, rates, device)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device)
     steps, step_choice = _steps(config, data, processes)
     save_every, save_choice = save_interval(config, steps)
@@ -134,7 +137,8 @@ def plan_text(
             f"{config.network.kind}, rank {config.network.rank}, alpha {alpha:g}, {config.network.targets} layers",
             "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
         ),
-        Choice("learning rate", f"{config.train.learning_rate:g}; {config.train.schedule}", ""),
+        Choice("learning rate", f"{config.train.learning_rate:g}; {method.schedule(config)}", ""),
+        Choice("optimizer", *method.optimizer(config)),
         dtype_choice,
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the recipe"),
@@ -144,7 +148,7 @@ def plan_text(
     )
     return TextPlan(
         config=config, files=files, device=device, dtype=dtype, processes=processes, seed=seed, alpha=alpha,
-        rates={PART: config.train.learning_rate}, steps=steps, save_every=save_every,
+        rates=rates, steps=steps, save_every=save_every,
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(*records.warnings, *understood.warnings, *_shortened(counted, max_length), *taken(file_choice)),
         facts=facts, wording=wording, counted=counted, data=data, held_out=held_out, max_length=max_length,

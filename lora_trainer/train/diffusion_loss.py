@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lora_trainer.config.options import ObjectiveConfig
 from lora_trainer.config.seeds import sample_seed
-from lora_trainer.contracts import BaseModel, Batch
-from lora_trainer.train.objective import add_noise, min_snr_weights, target
+from lora_trainer.contracts import BaseModel, Batch, Network, TextStates
+from lora_trainer.train.noise import draw
+from lora_trainer.train.objective import add_noise, error_map, huber_deltas, target, weights
 
 
 @dataclass(frozen=True)
 class DiffusionLoss:
-    """Weighted squared error of one micro-batch; implements `contracts.Loss`.
+    """Weighted error of one micro-batch; implements `contracts.Loss`.
 
     All randomness is keyed by the seed and each sample's position in the stream, drawn on the CPU: the loss of a
     sample does not depend on its neighbours, on the device, on accumulation or on what ran before.
@@ -31,35 +33,57 @@ class DiffusionLoss:
     min_snr_gamma: float
     noise_offset: float
     network_dropout: float
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    network: Network | None = None  # taken off for a moment where the base model's own output is to be kept
 
     def __call__(self, batch: Batch) -> Tensor:
         device = self.base.device
-        noise, timesteps = self._draw(batch)
-        latents, noise = batch.latents.to(device), noise.to(device)
-        timesteps = timesteps.to(device)
+        drawn = draw(
+            self.objective, self.seed, batch.positions, batch.latents.shape[1:],
+            count=len(self.base.alphas_cumprod), offset=self.noise_offset,
+        )  # fmt: skip
+        latents, noise, timesteps = batch.latents.to(device), drawn.noise.to(device), drawn.timesteps.to(device)
         alphas = self.base.alphas_cumprod.to(device)[timesteps]
+        noisy = add_noise(latents, drawn.shown.to(device), alphas)
+        sizes = batch.sizes.to(device)
         with self._dropout_seeded(batch):
             text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
-            predicted = self.base.predict(add_noise(latents, noise, alphas), timesteps, text, batch.sizes.to(device))
-        prediction = self.base.facts.prediction
-        error = (predicted.float() - target(prediction, latents, noise, alphas)).square().mean(dim=(1, 2, 3))
-        if self.min_snr_gamma > 0:
-            error = error * min_snr_weights(prediction, alphas, self.min_snr_gamma)
-        return (error * batch.weights.to(device)).mean()
+            predicted = self.base.predict(noisy, timesteps, text, sizes)
+        wanted = target(self.base.facts.prediction, latents, noise, alphas)
+        error = self._error(predicted, wanted, timesteps, alphas)
+        loss = (error * batch.weights.to(device)).mean()
+        if self.objective.preserve > 0:
+            loss = loss + self.objective.preserve * self._drift(batch, noisy, timesteps, sizes)
+        return loss
 
-    def _draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Noise (B, 4, h, w) and timesteps (B,), each row from its sample's own generator."""
-        noises: list[Tensor] = []
-        timesteps: list[Tensor] = []
-        generator = torch.Generator("cpu")
-        for position in batch.positions:
-            generator.manual_seed(sample_seed(self.seed, position, "noise"))
-            timesteps.append(torch.randint(len(self.base.alphas_cumprod), (1,), generator=generator))
-            noise = torch.randn(batch.latents.shape[1:], generator=generator)
-            if self.noise_offset > 0:
-                noise = noise + self.noise_offset * torch.randn((noise.shape[0], 1, 1), generator=generator)
-            noises.append(noise)
-        return torch.stack(noises), torch.cat(timesteps)
+    def _error(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, alphas: Tensor) -> Tensor:
+        """Loss (B,) of each sample, weighted by its timestep."""
+        objective = self.objective
+        deltas = None
+        if objective.loss != "l2":
+            count = len(self.base.alphas_cumprod)
+            deltas = huber_deltas(objective.huber_schedule, objective.huber_delta, timesteps, alphas, count)
+        error = error_map(objective.loss, predicted.float(), wanted, deltas).mean(dim=(1, 2, 3))
+        factors = weights(objective.weighting, self.base.facts.prediction, alphas, self.min_snr_gamma)
+        return error if factors is None else error * factors
+
+    def _drift(self, batch: Batch, noisy: Tensor, timesteps: Tensor, sizes: Tensor) -> Tensor:
+        """Squared distance from what the base model itself makes of the same noisy latents for the class's caption.
+
+        ostris/ai-toolkit, "differential output preservation": the trigger word stands for its class there, and what
+        the base makes of the class is to stay.
+        """
+        if self.network is None:
+            raise RuntimeError("the base model's output cannot be kept without the network that is to be taken off")
+        with torch.no_grad(), self.network.scaled(0):
+            kept = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
+        with self._dropout_seeded(batch):
+            predicted = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
+        error = (predicted.float() - kept.float()).square().mean(dim=(1, 2, 3))
+        return (error * batch.weights.to(error.device)).mean()
+
+    def _class_text(self, batch: Batch) -> TextStates:
+        return batch.class_text or self.base.encode_text(batch.class_captions, self.clip_skip)
 
     def _dropout_seeded(self, batch: Batch) -> AbstractContextManager[None]:
         """Dropout draws from the process's random state: seed it for this batch, and give it back after."""

@@ -156,7 +156,7 @@ def _save(work: Work, state: TrainingState) -> Generator[Event, None, bool]:
 def sampled(work: Work, step: int) -> Generator[Event, None, None]:
     """Pictures with the weights of `step` steps; one that fails must not cost the training."""
     try:
-        drawn = yield from in_turn(work.exclusive, work.control, partial(work.sample, step))
+        drawn = yield from in_turn(work.exclusive, work.control, partial(_drawn, work, step))
     except Exception as error:
         _log.warning("Samples failed.", exc_info=error)
         remedy = " Lower samples.size, or draw none." if is_out_of_memory(error) else ""
@@ -165,6 +165,11 @@ def sampled(work: Work, step: int) -> Generator[Event, None, None]:
     else:
         if drawn:
             yield drawn
+
+
+def _drawn(work: Work, step: int) -> Sampled | None:
+    with work.updater.shown():
+        return work.sample(step)
 
 
 def _due(done: int, every: int) -> bool:

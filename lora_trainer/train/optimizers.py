@@ -5,14 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from lora_trainer.contracts import ParameterGroup
-from lora_trainer.train.schedules import ScheduleKind, rate_factor
+from lora_trainer.config.options import OptimizerConfig
+from lora_trainer.contracts import ParameterGroup, PlainError
+from lora_trainer.train.average import Average
+from lora_trainer.train.optimizer_kinds import KINDS, build
+from lora_trainer.train.schedules import Schedule
+
+_AVERAGE = "average."  # before the index of a parameter, among the moments
 
 
 @dataclass(frozen=True)
@@ -20,13 +27,11 @@ class RatePlan:
     """Peak rate of each part and its course over the run."""
 
     peaks: dict[str, float]  # by part
-    kind: ScheduleKind
-    steps: int
-    warmup: int  # steps
+    course: Schedule
 
     def at(self, step: int) -> dict[str, float]:
         """Learning rate of each part at the 0-based `step`."""
-        factor = rate_factor(self.kind, step, self.steps, self.warmup)
+        factor = self.course.factor(step)
         return {part: peak * factor for part, peak in self.peaks.items()}
 
 
@@ -51,24 +56,36 @@ class LossScale:
 
 
 class Updater:
-    """AdamW over the network's groups, with a loss scale where the base computes in fp16.
+    """The optimizer over the network's groups, with a loss scale where the base computes in fp16.
 
     A step is `zero`, `backward` for each micro-batch, `gradients`, `update`.
     """
 
     def __init__(
-        self, groups: Sequence[ParameterGroup], rates: RatePlan, *, weight_decay: float, scale_loss: bool
-    ) -> None:
+        self, groups: Sequence[ParameterGroup], rates: RatePlan, *, weight_decay: float, scale_loss: bool,
+        options: OptimizerConfig | None = None, ema: float = 0.0,
+    ) -> None:  # fmt: skip
+        """`ema` is the decay of the weights' moving average, 0 for none. Raises PlainError where the optimizer that
+        `options` name is not to be had."""
+        options = options or OptimizerConfig()
         self.rates = rates
+        self._kind = KINDS[options.kind]
         self._rated = [(group.part, group.rate) for group in groups]
+        if self._kind.one_rate and len({factor for _, factor in self._rated}) > 1:
+            raise PlainError(
+                f"optimizer.kind: {self._kind.name} finds one learning rate for all parameters, but LoRA+ gives some "
+                "a multiple of it; leave LoRA+ out, or take optimizer.kind: adamw."
+            )
         self.parameters = [p for group in groups for p in group.parameters]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": group.parameters, "lr": 0.0} for group in groups],
-            weight_decay=weight_decay,
-            fused=_one_kernel(self.parameters),
-        )
+        self._optimizer = build(options, [group.parameters for group in groups], weight_decay)
+        self.average = Average(self.parameters, ema) if ema > 0 else None
         self._scaled = scale_loss
         self._scale = LossScale() if scale_loss else LossScale(1.0)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the weights to be used are others than those that are trained."""
+        return self.average is not None or self._kind.averages
 
     def zero(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -88,43 +105,105 @@ class Updater:
         return gradients
 
     def update(self, step: int, finite: bool) -> dict[str, float]:
-        """Move the parameters with the rates of the 0-based `step`; not finite: only the loss scale learns of it."""
+        """Move the parameters with the rates of the 0-based `step`; not finite: only the loss scale learns of it.
+
+        Returns the learning rate of each part; of an optimizer that finds it by itself, what it has found.
+        """
         rates = self.rates.at(step)
-        for (part, factor), group in zip(self._rated, self._optimizer.param_groups, strict=True):
+        groups = self._optimizer.param_groups
+        for (part, factor), group in zip(self._rated, groups, strict=True):
             group["lr"] = rates[part] * factor
         if finite:
             self._optimizer.step()
+            if self.average:
+                self.average.take(step)
         if self._scaled:
             self._scale.update(finite)
-        return rates
+        found: float = groups[0]["d"] if self._kind.one_rate else 1.0
+        return {part: rate * found for part, rate in rates.items()}
+
+    @contextmanager
+    def shown(self) -> Generator[None, None, None]:
+        """Within it the parameters hold the weights to be used; after it those to be trained, bit for bit."""
+        if not self.averages:
+            yield
+            return
+        trained = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            if self.average:
+                for parameter, value in zip(self.parameters, self.average.values, strict=True):
+                    parameter.copy_(value)
+            else:
+                cast(Any, self._optimizer).eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, trained, strict=True):
+                    parameter.copy_(value)
+            if self._kind.averages:  # its own way back is a rounding away from where it was
+                for group in self._optimizer.param_groups:
+                    group["train_mode"] = True
 
     def overflow_is_curable(self) -> bool:
         """Whether a non-finite step may be the loss scale's doing: it was above 1 and has just been halved."""
         return self._scale.scale > 1.0
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Moments by "<parameter index>.<name>" on the CPU, and the loss scale as plain numbers."""
-        moments = {
-            f"{index}.{name}": value.detach().cpu().clone()
-            for index, entry in self._optimizer.state_dict()["state"].items()
-            for name, value in entry.items()
-        }
-        return moments, {"scale": self._scale.scale, "good_steps": self._scale.good_steps}
-
-    def load_state(self, moments: dict[str, Tensor], scale: dict[str, float]) -> None:
-        """Go on exactly where `state` was taken."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Moments by "<parameter index>.<name>" on the CPU; the loss scale, and what of the moments is no tensor."""
         whole = self._optimizer.state_dict()
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            index, _, name = key.partition(".")
-            entries.setdefault(int(index), {})[name] = value.clone()
-        whole["state"] = entries
-        self._optimizer.load_state_dict(whole)
+        moments: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        for index, entry in whole["state"].items():
+            for name, value in _flat(entry):
+                if isinstance(value, Tensor):
+                    moments[f"{index}.{name}"] = value.detach().cpu().clone()
+                else:
+                    numbers[f"{index}.{name}"] = value
+        groups = [
+            {name: group[name] for name in self._kind.remembers if name in group} for group in whole["param_groups"]
+        ]
+        if self.average:
+            moments |= {f"{_AVERAGE}{index}": value.cpu().clone() for index, value in enumerate(self.average.values)}
+        scale = {"scale": self._scale.scale, "good_steps": self._scale.good_steps}
+        more = {"kind": self._kind.name, "numbers": numbers, "groups": groups}
+        return moments, scale | (more if self._kind.name != "adamw" else {})
+
+    def load_state(self, moments: Mapping[str, Tensor], scale: Mapping[str, Any]) -> None:
+        """Go on exactly where `state` was taken; what another kind of optimizer left behind is passed over."""
+        if self.average:
+            kept = f"{_AVERAGE}0" in moments
+            names = [f"{_AVERAGE}{index}" for index in range(len(self.parameters))]
+            self.average.load([moments[name] for name in names] if kept else None)
+        if scale.get("kind", "adamw") == self._kind.name:
+            self._load_moments(moments, scale)
         self._scale = LossScale(float(scale["scale"]), int(scale["good_steps"]))
 
+    def _load_moments(self, moments: Mapping[str, Tensor], scale: Mapping[str, Any]) -> None:
+        whole = self._optimizer.state_dict()
+        entries: dict[int, dict[str, Any]] = {}
+        values = {key: value.clone() for key, value in moments.items() if not key.startswith(_AVERAGE)}
+        for key, value in [*values.items(), *scale.get("numbers", {}).items()]:
+            index, _, name = key.partition(".")
+            _put(entries.setdefault(int(index), {}), name, value)
+        whole["state"] = entries
+        for group, kept in zip(whole["param_groups"], scale.get("groups", ()), strict=False):
+            group.update(kept)
+        self._optimizer.load_state_dict(whole)
 
-def _one_kernel(parameters: Sequence[Tensor]) -> bool:
-    """Whether this torch updates all parameters in one kernel: on CUDA since 2.0, on the CPU since 2.4."""
-    on_cpu = all(p.device.type == "cpu" for p in parameters)
-    version = tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2])
-    return not on_cpu or version >= (2, 4)
+
+def _flat(entry: Mapping[str, Any], prefix: str = "") -> Generator[tuple[str, Any], None, None]:
+    """(name, value) of an optimizer's notes on one parameter; of notes in notes "outer/inner"."""
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from _flat(cast("Mapping[str, Any]", value), f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def _put(entry: dict[str, Any], name: str, value: Any) -> None:
+    """Undo `_flat`."""
+    *outer, last = name.split("/")
+    for part in outer:
+        entry = entry.setdefault(part, {})
+    entry[last] = value

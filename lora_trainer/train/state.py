@@ -7,6 +7,7 @@ and the learning rate is a function of the step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -20,14 +21,24 @@ class TrainingState:
 
     step: int  # steps done
     network: NetworkState
-    moments: dict[str, Tensor]  # the optimizer's
-    scale: dict[str, float]  # the loss scale's
+    moments: dict[str, Tensor]  # the optimizer's, and the moving average's
+    scale: dict[str, Any]  # the loss scale's, and the optimizer's numbers; JSON values
+    averaged: NetworkState | None = None  # the weights to be used, where they are others than those that are trained
+
+    @property
+    def result(self) -> NetworkState:
+        """The weights to be used."""
+        return self.network if self.averaged is None else self.averaged
 
 
 def capture(step: int, network: Network, updater: Updater) -> TrainingState:
     """Copy everything; later steps do not change what was captured."""
     moments, scale = updater.state()
-    return TrainingState(step, network.state(), moments, scale)
+    averaged = None
+    if updater.averages:
+        with updater.shown():
+            averaged = network.state()
+    return TrainingState(step, network.state(), moments, scale, averaged)
 
 
 def restore(state: TrainingState, network: Network, updater: Updater) -> None:

@@ -43,11 +43,12 @@ def kind_of(path: Path) -> Kind:
             )
     if start.startswith(b"PK\x03\x04"):
         return _kind_of_zip(path)
+    # Before the pickles, since one header length in two thousand begins with their two bytes.
+    if _looks_like_safetensors(start):
+        return "safetensors"
     # Protocol 2 to 5 pickles; torch.save before version 1.6 wrote the pickles one after another.
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pickle"
-    if _looks_like_safetensors(start):
-        return "safetensors"
     raise PlainError(f"{path} is not a checkpoint: it is {_describe(start)}; {WANTED}.")
 
 

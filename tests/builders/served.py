@@ -70,10 +70,12 @@ class Client:
         assert reply.status == 200, reply
         return reply.body
 
-    def until(self, id: str, condition: Callable[[dict[str, Any]], Any], seconds: float = 90) -> dict[str, Any]:
-        """Poll a job until it is as wanted."""
+    def until(
+        self, id: str, condition: Callable[[dict[str, Any]], Any], seconds: float = 90, at: str = "/jobs"
+    ) -> dict[str, Any]:
+        """Poll a job, or what else lies `at` an address, until it is as wanted."""
         end = time.monotonic() + seconds
-        while not condition(job := self.get(f"/jobs/{id}")):
+        while not condition(job := self.get(f"{at}/{id}")):
             assert time.monotonic() < end, f"it never came to pass: {job}"
             time.sleep(0.01)
         return job

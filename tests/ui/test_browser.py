@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio", reason="the package gradio is not installed: the page is made with it")
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed: no browser")
+pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed: no browser")
 
-from tests.builders.runs import write_pictures  # noqa: E402
+from tests.builders.browsed import MARKS, field, goto
+from tests.builders.runs import write_pictures
 
-ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.ui,
-    pytest.mark.slow,
-    pytest.mark.newest_only,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
+pytestmark = MARKS
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 SETTINGS = f"""
@@ -41,33 +29,6 @@ samples.sampling_steps: 1
 samples.size: 64
 model.base: demo
 """
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "lora_trainer", "ui", "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        assert process.stdout
-        line = process.stdout.readline()
-        found = re.search(r"http://[\w.:]+", line)
-        assert found, line
-        yield process, found[0]
-        process.kill()
-
-
-@pytest.fixture
-def tab() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1280, "height": 900})
-        browser.close()
-
-
-def field(path: str) -> str:
-    return f"#lt_{path} input, #lt_{path} textarea"
 
 
 def test_from_an_empty_form_to_a_lora_and_through_a_reload(server: Any, tab: Any, tmp_path: Path) -> None:
@@ -107,17 +68,6 @@ def test_from_an_empty_form_to_a_lora_and_through_a_reload(server: Any, tab: Any
     assert tab.evaluate("document.documentElement.scrollWidth") <= 400
     process.kill()
     tab.wait_for_selector(".lt-lost:visible", timeout=30_000)
-
-
-def goto(tab: Any, address: str) -> None:
-    """The address is told before the door is opened to it."""
-    for _ in range(150):
-        try:
-            tab.goto(address)
-            return
-        except playwright.Error:
-            tab.wait_for_timeout(200)
-    raise AssertionError("the server never answered")
 
 
 def check_result(tab: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the page needs gradio, which this environment lacks")
 
@@ -17,13 +18,15 @@ from lora_trainer.config.load import load  # noqa: E402
 from lora_trainer.config.options import RunConfig  # noqa: E402
 from lora_trainer.config.presets import STRENGTHS, SUBJECTS, steps_of, subject_of  # noqa: E402
 from lora_trainer.contracts import Host, HostPaths, PlainError  # noqa: E402
+from lora_trainer.data.scan import scan  # noqa: E402
 from lora_trainer.hosts.standalone import Standalone  # noqa: E402
 from lora_trainer.interfaces.ui import answers  # noqa: E402
 from lora_trainer.interfaces.ui.fields import elem_id, raw_of, shown_of, value_at  # noqa: E402
 from lora_trainer.interfaces.ui.form import Form, build, build_advanced, first_config  # noqa: E402
 from lora_trainer.interfaces.ui.page import page  # noqa: E402
 from lora_trainer.interfaces.ui.sources import brought  # noqa: E402
-from lora_trainer.interfaces.ui.uploads import keep, uploads  # noqa: E402
+from lora_trainer.interfaces.ui.uploads import keep  # noqa: E402
+from lora_trainer.jobs.uploads import place_of  # noqa: E402
 
 pytestmark = pytest.mark.ui
 
@@ -143,7 +146,7 @@ def test_the_page_builds_and_keeps_out_of_the_hosts_memory_of_defaults(host: Hos
     assert {"lt_page", "lt_start", "lt_answer", "lt_do_plan", "lt_do_bring", "lt_drop"} <= named
     ours = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) and hasattr(block, "value")]
     kept = [block.elem_id for block in ours if not getattr(block, "do_not_save_to_config", False)]
-    assert all(one in ("lt_plan_block", "lt_tools_block", "lt_run_block") for one in kept)
+    assert set(kept) <= {f"lt_{place}_block" for place in ("views", "plan", "tools", "run", "workshop")}
 
 
 # --- presets ---------------------------------------------------------------------------------------------------------
@@ -200,16 +203,17 @@ def test_a_lora_outside_of_the_allowed_folders_is_not_opened(tmp_path: Path) -> 
 
 def test_dropped_files_get_a_folder_and_a_second_drop_joins_them(tmp_path: Path) -> None:
     paths = HostPaths(loras=None, runs=tmp_path / "runs")
-    for name in ("a.png", "a.txt"):
-        (tmp_path / name).write_text("first")
-    folder = keep([tmp_path / "a.png", tmp_path / "a.txt"], "", paths)
-    assert folder.parent == uploads(paths).resolve()
-    (tmp_path / "a.png").write_text("second")
-    assert keep([tmp_path / "a.png"], str(folder), paths) == folder
-    assert {file.name: file.read_text() for file in folder.iterdir()} == {
-        "a.png": "first", "a.txt": "first", "a_2.png": "second",
-    }  # fmt: skip
-    assert keep([tmp_path / "a.png"], str(tmp_path), paths) != tmp_path, "a folder of the user's own is left alone"
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("first")
+    folder = keep([tmp_path / "a.png", tmp_path / "a.txt"], "", paths).folder
+    assert folder.parent == place_of(paths)
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    again = keep([tmp_path / "a.png", tmp_path / "b.png"], str(folder), paths)
+    assert (again.folder, [one.name for one in again.left]) == (folder.resolve(), ["b.png"])
+    assert {item.name: item.caption for item in scan(folder).items} == {"a.png": "first", "a_2.png": ""}
+    elsewhere = keep([tmp_path / "a.png"], str(tmp_path), paths).folder
+    assert elsewhere.parent == place_of(paths), "a folder of the user's own is left alone"
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -33,11 +33,13 @@ def test_a_host_that_calls_it_at_start_notices_nothing() -> None:
 
 def test_the_lists_agree_with_the_project_file(install: ModuleType) -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    lists = dict(re.findall(r"^(dependencies|ui|dev) = \[(.*?)\](?: #.*?)?$", text, re.MULTILINE | re.DOTALL))
+    listed = r"^(dependencies|ui|optimizers|dev) = \[(.*?)\](?: #.*?)?$"
+    lists = dict(re.findall(listed, text, re.MULTILINE | re.DOTALL))
     project = {name: re.findall(r'"([^"]+)"', inside) for name, inside in lists.items()}
     loose = [line for line in install.RUN if line != install.TORCH]
     assert {line for line in project["dependencies"] if not line.startswith("torch>")} == {*loose, *install.ALONE}
     assert set(project["ui"]) == {*install.UI}
+    assert set(project["optimizers"]) - {*install.OPTIMIZERS} == {"bitsandbytes>=0.45"}
     assert set(project["dev"]) == {*install.TEST, *install.LINT}
 
 

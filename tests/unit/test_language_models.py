@@ -130,13 +130,12 @@ def test_weights_that_are_missing_or_of_other_shapes_are_not_drawn_at_random(lla
     change(llama, num_hidden_layers=3)
     with pytest.raises(PlainError, match=r"lacks \d+ weights"):
         load(recognise(llama), torch.device("cpu"), torch.float32)
-    change(llama, num_hidden_layers=2, intermediate_size=48)
-    with pytest.raises(PlainError, match="other shapes"):
+    change(llama, num_hidden_layers=2, vocab_size=500)
+    with pytest.raises(PlainError, match=r"other shapes|set a tensor of shape"):
         load(recognise(llama), torch.device("cpu"), torch.float32)
 
 
 def test_settings_that_this_release_would_pass_over_are_told(llama):
-    import transformers
     from transformers import AutoConfig
 
     known = AutoConfig.for_model("llama").to_dict()
@@ -144,7 +143,7 @@ def test_settings_that_this_release_would_pass_over_are_told(llama):
     if "num_key_value_heads" in known:
         assert recognise(llama).kind == "llama"
     else:
-        with pytest.raises(PlainError, match=rf"{transformers.__version__}.*num_key_value_heads"):
+        with pytest.raises(PlainError, match=r"of this environment does not know num_key_value_heads"):
             recognise(llama)
 
 

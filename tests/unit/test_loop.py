@@ -15,6 +15,7 @@ from lora_trainer.train.control import Controls
 from lora_trainer.train.loop import SKIPS_ALLOWED, Pace, StepBroken, Work, fit
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import OneProcess
+from lora_trainer.train.schedules import Schedule
 from lora_trainer.train.state import restore
 
 
@@ -48,7 +49,7 @@ class Bench:
         self.control = Controls()
         self.saved = []
         self.batch, self.poison = batch, poison
-        rates = RatePlan({"unet": 0.05}, "cosine", steps, 1)
+        rates = RatePlan({"unet": 0.05}, Schedule("cosine", steps, 1))
         self.updater = Updater(self.network.groups(), rates, weight_decay=0.01, scale_loss=fp16)
         self.pace = Pace(steps, accumulation, clip, save_every, 0)
         self.tmp_path = tmp_path
@@ -265,7 +266,7 @@ def test_a_groups_rate_is_a_multiple_of_its_parts():
     """AdamW's first step is lr * g / (|g| + eps), whatever the gradient's size: Kingma and Ba 2014, section 2.1."""
     slow, fast = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     groups = [ParameterGroup("unet", [slow]), ParameterGroup("unet", [fast], rate=16.0)]
-    updater = Updater(groups, RatePlan({"unet": 1e-3}, "constant", 2, 0), weight_decay=0.0, scale_loss=False)
+    updater = Updater(groups, RatePlan({"unet": 1e-3}, Schedule("constant", 2, 0)), weight_decay=0.0, scale_loss=False)
     updater.backward((slow.sum() + fast.sum()) * 3)
     assert updater.update(0, finite=True) == {"unet": 1e-3}, "what is told is the part's own"
     torch.testing.assert_close(slow, torch.full((2,), -1e-3))

@@ -62,7 +62,12 @@ def test_the_process_random_state_is_left_alone(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("options", [{}, {"train__text_encoder_learning_rate": 0.0}, {"network__dropout": 0.2}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"train__text_encoder_learning_rate": 0.0}, {"network__dropout": 0.2},
+     pytest.param({"train__ema": 0.9, "train__schedule": "rex"}, marks=pytest.mark.slow),
+     pytest.param({"optimizer__kind": "schedule_free"}, marks=[pytest.mark.slow, pytest.mark.newest_only])],
+)  # fmt: skip
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, options):
     run_all(small_run(tmp_path, output__directory=str(tmp_path / "straight" / "lora"), **options))
     config, control = small_run(tmp_path, **options), Controls()
@@ -183,3 +188,97 @@ def test_a_lora_of_another_family_to_start_from_is_refused_and_nothing_is_writte
     with pytest.raises(PlainError, match="Stable Diffusion XL"):
         run_all(config)
     assert not (tmp_path / "on").exists()
+
+
+@pytest.mark.parametrize(("trigger", "word"), [("", "cat"), ("ohwx", "")])
+def test_to_keep_the_base_needs_a_trigger_and_its_class(tmp_path, trigger, word):
+    config = small_run(tmp_path, objective__preserve=1.0, data__trigger=trigger, objective__preserve_class=word)
+    with pytest.raises(PlainError, match=r"data\.trigger" if not trigger else r"objective\.preserve_class"):
+        plan_run(config, Standalone())
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_the_base_strays_less_from_it(tmp_path):
+    def size(name, preserve):
+        config = small_run(
+            tmp_path, data__trigger="ohwx", objective__preserve=preserve, objective__preserve_class="cat",
+            train__text_encoder_learning_rate=0.0, output__directory=str(tmp_path / name / "lora"), train__steps=8,
+        )  # fmt: skip
+        assert run_all(config)[-1].outcome == "done"
+        weights = load_file(tmp_path / name / "lora/lora.safetensors")
+        return sum(tensor.float().square().sum() for key, tensor in weights.items() if "lora_up" in key).item()
+
+    assert size("kept", 50.0) < 0.9 * size("free", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"objective__min_timestep": 600, "objective__max_timestep": 600}, "leaves no timestep"),
+     ({"objective__weighting": "debiased", "train__min_snr_gamma": 3.0}, "leave one of the two out")],
+)  # fmt: skip
+def test_an_objective_that_contradicts_itself_is_refused(tmp_path, options, told):
+    with pytest.raises(PlainError, match=told):
+        plan_run(small_run(tmp_path, **options), Standalone())
+
+
+def test_the_plan_tells_the_objective(tmp_path):
+    assert "squared error, min-SNR 5, timesteps 0 to 999" in plan_run(small_run(tmp_path), Standalone()).text()
+    text = plan_run(small_run(
+        tmp_path, objective__loss="huber", objective__weighting="debiased", objective__timesteps="high_noise",
+        objective__pyramid_noise=6, objective__input_perturbation=0.1, train__noise_offset=0.05,
+    ), Standalone()).text()  # fmt: skip
+    for words in ("huber with delta 0.1 (snr)", "debiased", "much noise more often", "6 layers", "0.05", "perturbed"):
+        assert words in text
+
+
+def test_the_average_is_what_is_written_and_drawn(tmp_path):
+    def lora(name, **options):
+        config = small_run(
+            tmp_path, output__directory=str(tmp_path / name / "lora"), output__precision="fp32", train__steps=4,
+            samples__prompts=["blocks"], samples__sampling_steps=1, samples__size=64, samples__every=4, **options,
+        )  # fmt: skip
+        events = run_all(config)
+        picture = only(events, Sampled)[-1].paths[0].read_bytes()
+        return events, load_file(tmp_path / name / "lora/lora.safetensors"), picture
+
+    plain, steady = lora("plain"), lora("steady", train__ema=0.99)
+    assert any("MiB more" in event.text for event in only(steady[0], Told))
+    assert [e.loss for e in only(plain[0], Stepped)] == [e.loss for e in only(steady[0], Stepped)]
+    assert steady[2] != plain[2]
+    ups = [key for key in plain[1] if "lora_up" in key]
+    assert sum(steady[1][key].norm() for key in ups) < sum(plain[1][key].norm() for key in ups), "it lags behind"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"optimizer__kind": "schedule_free", "train__ema": 0.9}, "keeps an average"),
+     ({"optimizer__kind": "schedule_free", "train__schedule": "linear"}, "works at a constant rate"),
+     ({"optimizer__kind": "prodigy", "train__text_encoder_learning_rate": 0.5}, "one learning rate for all parts")],
+)  # fmt: skip
+def test_an_optimizer_with_what_it_cannot_use_is_refused(tmp_path, options, told):
+    with pytest.raises(PlainError, match=told):
+        plan_run(small_run(tmp_path, **options), Standalone())
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "told"),
+    [("adamw", 1.0, "is high for AdamW"), ("adafactor", 1e-8, "is low for Adafactor"),
+     pytest.param("prodigy", 1e-4, "set it to 1", marks=pytest.mark.newest_only),
+     pytest.param("lion", 1e-3, "a third to a tenth", marks=pytest.mark.newest_only)],
+)  # fmt: skip
+def test_a_rate_that_does_not_suit_the_optimizer_is_told(tmp_path, kind, rate, told):
+    notes = plan_run(small_run(tmp_path, optimizer__kind=kind, train__learning_rate=rate), Standalone()).notes
+    assert any(told in note for note in notes), notes
+
+
+@pytest.mark.newest_only
+def test_prodigy_gives_the_text_encoders_its_own_rate(tmp_path):
+    plan = plan_run(small_run(tmp_path, optimizer__kind="prodigy", train__learning_rate=1.0), Standalone())
+    assert set(plan.rates.values()) == {1.0}
+    assert "one rate for all" in plan.text()
+
+
+def test_the_plan_tells_optimizer_and_course(tmp_path):
+    text = plan_run(small_run(tmp_path, train__ema=0.99, train__schedule="cosine_with_restarts"), Standalone()).text()
+    assert "AdamW, moving average 0.99" in text
+    assert "cosine_with_restarts x 3" in text

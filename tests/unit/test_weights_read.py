@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from lora_trainer.contracts import PlainError, TensorInfo
 from lora_trainer.weights.read import open_checkpoint, read_header, read_metadata
+from lora_trainer.weights.write import write_safetensors
 
 TENSORS = {
     "model.a": torch.randn(3, 5, generator=torch.Generator().manual_seed(1)),
@@ -249,3 +250,15 @@ def test_pickles_without_named_tensors_are_told(tmp_path: Path):
     assert "no named tensors" in message(path)
     torch.save({"a": 1}, path)
     assert "no tensors" in message(path)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580, 0x010280])
+def test_a_header_whose_length_begins_like_a_pickle_is_read_as_what_it_is(tmp_path: Path, length: int) -> None:
+    tensors = {"weight": torch.arange(6.0).reshape(2, 3)}
+    path = tmp_path / "odd.safetensors"
+    write_safetensors(path, tensors, {"note": ""})
+    short = int.from_bytes(path.read_bytes()[:8], "little")
+    write_safetensors(path, tensors, {"note": "x" * (length - short)})
+    assert path.read_bytes()[:2] == length.to_bytes(8, "little")[:2]
+    with open_checkpoint(path) as found:
+        assert torch.equal(found["weight"], tensors["weight"])

@@ -23,7 +23,7 @@ INDEX = CACHE_FOLDER / "looks.json"
 
 _LAYOUT = 1  # of what is remembered; another one is not read, so that a change of a measure leaves no old values
 _READERS = max(2, min(8, os.cpu_count() or 2))  # threads; decoding lets the others run
-_AHEAD = 4 * _READERS  # files asked for and not yet taken: bounds the memory, and what a stop has to wait for
+_AHEAD = 4  # files for each reader, asked for and not yet taken: bounds the memory, and what a stop has to wait for
 _LARGE = 24_000_000  # pixels; of such images only one is decoded at a time, for the memory's sake
 _SAVE_EVERY = 10.0  # seconds: what a crash can lose
 
@@ -34,10 +34,12 @@ _TYPES = [str, int, str, float, float, bool, bool, int, int, str]  # of a Look's
 class Looks:
     """What was seen of a folder's images; a file of the same size and time of change is not looked at again."""
 
-    def __init__(self, folder: Path, index: Path | None = None) -> None:
-        """`index` is the file that remembers (default: hidden in the folder); a broken one only costs time."""
+    def __init__(self, folder: Path, index: Path | None = None, readers: int = _READERS) -> None:
+        """`index` is the file that remembers (default: hidden in the folder); a broken one only costs time. `readers`
+        are the threads that look."""
         self._folder = folder
         self._index = index or folder / INDEX
+        self._readers = readers
         self._large = threading.Lock()
         self._seen: dict[str, tuple[int, int, Look]] = {}  # name: bytes, nanoseconds, look
         self._stored_at: dict[str, tuple[int, int, Look]] = {}  # the same by path, as it was stored; perhaps outdated
@@ -51,7 +53,7 @@ class Looks:
 
     def of(self, items: Iterable[Item]) -> dict[str, Look]:
         """Looks by name, of those images that `take` looked at or that `recall` found remembered."""
-        seen = {name: look for name, (_, _, look) in self._seen.items()} | self._fresh
+        seen = {name: look for name, (_, _, look) in list(self._seen.items())} | self._fresh  # list: while others look
         return {item.name: seen[item.name] for item in items if item.name in seen}
 
     def size_of(self, path: Path) -> tuple[int, int]:
@@ -73,7 +75,7 @@ class Looks:
         waiting = self.recall(items)
         done = len(items) - len(waiting)
         yield Prepared("pictures", done, len(items))
-        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="doctor")
+        pool = ThreadPoolExecutor(self._readers, thread_name_prefix="doctor")
         saved = time.monotonic()
         try:
             asked: deque[tuple[Item, Future[tuple[int, int, Look]]]] = deque()
@@ -81,7 +83,7 @@ class Looks:
             while True:
                 for item in rest:
                     asked.append((item, pool.submit(self._look, item)))
-                    if len(asked) >= _AHEAD:
+                    if len(asked) >= _AHEAD * self._readers:
                         break
                 if not asked:
                     break

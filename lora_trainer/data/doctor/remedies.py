@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.caption_files import Sidecars, Table, replace_text
+from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import read_text, with_trigger
 from lora_trainer.data.doctor.findings import Finding, Remedy, count
 from lora_trainer.data.excluded import EXCLUDED, MASK, with_excluded
 from lora_trainer.data.hashes import write_whole
 from lora_trainer.data.images import load_alpha
-from lora_trainer.data.scan import SIDECARS, Item, Scan
+from lora_trainer.data.scan import Item, Scan
 
 
 def remedy(finding: Finding, scan: Scan, metadata: Path | None, trigger: str) -> str:

@@ -77,7 +77,7 @@ def load(
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise PlainError(f"{facts.name} cannot be loaded here ({_short(error)}).") from error
     except RuntimeError as error:
-        if "size mismatch" not in str(error) and "mismatched" not in str(error):
+        if not any(words in str(error) for words in ("size mismatch", "mismatched")):
             raise
         raise PlainError(
             f"The weights of {facts.name} have other shapes than its config.json promises; download the model's folder "

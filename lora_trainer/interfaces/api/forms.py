@@ -17,6 +17,7 @@ from lora_trainer.jobs.job import Job
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
     from lora_trainer.jobs.checkup import Report
     from lora_trainer.jobs.planned import RunPlan
+    from lora_trainer.jobs.uploads import Taken
 
 _NAMED = 100  # files of a kind that are named one by one
 
@@ -95,4 +96,19 @@ def check_form(report: Report) -> dict[str, Any]:
         "excluded": found.excluded[:_NAMED],
         "looked_at": report.looked_at,
         "findings": report.form(_NAMED),
+    })  # fmt: skip
+
+
+def taken_form(taken: Taken) -> dict[str, Any]:
+    """What became of files that were sent, as `POST uploads/{id}/finish` tells it; of long lists the first hundred."""
+    return jsonable({
+        "folder": taken.folder.absolute(),
+        "name": taken.folder.name,
+        "pictures": len(taken.pictures),
+        "captions": taken.captions,
+        "already": len(taken.already),
+        "added": taken.pictures[:_NAMED],
+        "renamed": dict(list(taken.renamed.items())[:_NAMED]),
+        "left": [one._asdict() for one in taken.left[:_NAMED]],
+        "left_count": len(taken.left),
     })  # fmt: skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -18,8 +20,11 @@ from lora_trainer.interfaces.api.forms import answer, faults
 LARGEST_BODY = 1 << 20  # bytes; a configuration has some hundreds
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
+JSON, BYTES = "application/json", "application/octet-stream"
+
 Admit = Callable[[Request], bool]
 Handler = Callable[[Request], Awaitable[Response]]
+AnyHandler = TypeVar("AnyHandler", bound=Callable[..., Awaitable[Response]])
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +51,7 @@ def guarded(handlers: Mapping[str, Handler], admit: Admit, host: str) -> Handler
             if verb not in handlers:
                 return _not_here(request, handlers)
             if verb != "GET":
-                _check_type(request)
+                _check_type(request, getattr(handlers[verb], "takes", JSON))
             return await handlers[verb](request)
         except Refused as refused:
             return answer({"faults": list(refused.args)}, refused.status)
@@ -72,13 +77,19 @@ def _not_here(request: Request, handlers: Mapping[str, Handler]) -> Response:
     return answer({"faults": [told]}, 405, {"Allow": ", ".join(handlers)})
 
 
-def _check_type(request: Request) -> None:
-    """Other sites' pages can make a browser send forms, plain text and empty bodies here, but not JSON; and with
-    whatever they do send, browsers say from where."""
+def takes_bytes(handler: AnyHandler) -> AnyHandler:
+    """Mark a handler whose body is a file, and no JSON."""
+    vars(handler)["takes"] = BYTES
+    return handler
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    """Other sites' pages can make a browser send forms, plain text and empty bodies here, but neither JSON nor bytes
+    without a kind; and with whatever they do send, browsers say from where."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given == "application/json" or (not given and _is_empty(request) and not _from_another_site(request)):
+    if given == wanted or (not given and _is_empty(request) and not _from_another_site(request)):
         return
-    raise Refused(415, f"The content type is {given or 'not given'}; send Content-Type: application/json.")
+    raise Refused(415, f"The content type is {given or 'not given'}; send Content-Type: {wanted}.")
 
 
 def _is_empty(request: Request) -> bool:
@@ -90,9 +101,9 @@ def _from_another_site(request: Request) -> bool:
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
-async def mapping_of(request: Request) -> dict[str, Any]:
-    """The JSON object in the body; an empty body is an empty object."""
-    body = await _body(request)
+async def mapping_of(request: Request, most: int = LARGEST_BODY) -> dict[str, Any]:
+    """The JSON object in the body, of `most` bytes; an empty body is an empty object."""
+    body = await _body(request, most)
     if not body.strip():
         return {}
     try:
@@ -110,14 +121,37 @@ async def mapping_of(request: Request) -> dict[str, Any]:
     return found
 
 
-async def _body(request: Request) -> bytes:
+async def save_body(request: Request, path: Path, room: int) -> int:
+    """Write the body to a file as it comes, and move it into place when it is whole; returns its bytes.
+
+    `room` is the most that may come, whatever was said before.
+    """
+    unfinished = path.with_name(f".{secrets.token_hex(8)}")
+    size = 0
+    try:
+        with unfinished.open("xb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > room:
+                    raise Refused(413, f"{path.name} has more bytes than the {room:,} that are taken.")
+                await run_in_threadpool(file.write, chunk)
+        unfinished.replace(path)
+    except OSError as error:
+        told = f"{path.name} could not be written ({error.strerror or error}): make room on the server's disk."
+        raise Refused(507, told) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return size
+
+
+async def _body(request: Request, most: int) -> bytes:
     """All of it, unless it is too large; one that lies about its length is cut off while it comes."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > LARGEST_BODY:
-            raise Refused(413, f"The body has more than {LARGEST_BODY:,} bytes; settings have some hundreds.")
+        if size > most:
+            raise Refused(413, f"The body has more than {most:,} bytes; settings have some hundreds.")
         chunks.append(chunk)
     return b"".join(chunks)
 

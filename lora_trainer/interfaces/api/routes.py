@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 
 from lora_trainer.config.surfaces import json_schema
 from lora_trainer.contracts import Host, Sampled
+from lora_trainer.interfaces.api.data_sets import data_set_routes
 from lora_trainer.interfaces.api.forms import answer, check_form, event_form, job_form, plan_form
 from lora_trainer.interfaces.api.requests import (
     VERBS,
@@ -27,6 +28,7 @@ from lora_trainer.interfaces.api.requests import (
     number_of,
     switch_of,
 )
+from lora_trainer.interfaces.api.uploads import upload_routes
 from lora_trainer.jobs.job import Job, WrongMoment
 from lora_trainer.jobs.registry import Registry
 
@@ -53,7 +55,7 @@ def mount(app: Starlette, registry: Registry, host: Host, admit: Admit) -> None:
 def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
     """Every route by its path below PREFIX and its verb."""
     desk = _Desk(registry)
-    return {
+    jobs: dict[str, dict[str, Handler]] = {
         "/schema": {"GET": desk.schema},
         "/plan": {"POST": desk.plan},
         "/check": {"POST": desk.check},
@@ -66,7 +68,9 @@ def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
         "/jobs/{id}/resume": {"POST": desk.resume},
         "/jobs/{id}/save": {"POST": desk.save},
         "/jobs/{id}/sample": {"POST": desk.sample},
+        **upload_routes(registry),
     }
+    return jobs | data_set_routes(registry)
 
 
 class _Desk:

@@ -6,6 +6,8 @@ javascript/lora_trainer.js.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +118,11 @@ def faults(error: PlainError) -> Answer:
         told = one._replace(path=label(leaf)) if leaf else one
         found.append({"text": told.sentence, "field": elem_id(leaf.path) if leaf else None})
     return {"kind": "faults", "faults": found}
+
+
+def stamped(answer: Answer) -> str:
+    """As text, never twice the same, since the browser is only told of changes."""
+    return json.dumps(answer | {"at": time.time_ns()}, ensure_ascii=False)
 
 
 def continued(registry: Registry, job_id: str) -> dict[str, Any]:

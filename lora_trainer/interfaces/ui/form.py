@@ -19,7 +19,7 @@ from lora_trainer.interfaces.ui.fields import component, elem_id, sectioned, sho
 from lora_trainer.interfaces.ui.versions import update
 
 _MODELS = (".safetensors", ".ckpt")  # what a checkpoint's name ends with
-_DROPPABLE = ["image", ".txt", ".caption", ".csv", ".jsonl"]
+_DROPPABLE = ["image", ".txt", ".caption", ".csv", ".jsonl", ".zip"]
 
 
 class Form(NamedTuple):

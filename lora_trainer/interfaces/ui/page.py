@@ -1,4 +1,5 @@
 """The tab as gradio blocks: the form on the left; on the right an empty place that javascript/lora_trainer.js draws.
+The view of the data set, to which a switch above leads, is workshop.py's.
 
 Between form and script there is one hidden text field each way, `lt_order` and `lt_answer`, and hidden buttons that
 the script presses; all else that it shows comes from the HTTP routes, so that a reload of the page loses nothing.
@@ -7,7 +8,6 @@ the script presses; all else that it shows comes from the HTTP routes, so that a
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +16,8 @@ import gradio as gr
 
 from lora_trainer.config.load import dump_yaml, load
 from lora_trainer.contracts import Host, PlainError
-from lora_trainer.interfaces.ui import answers
+from lora_trainer.interfaces.api.forms import taken_form
+from lora_trainer.interfaces.ui import answers, workshop
 from lora_trainer.interfaces.ui.fields import unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
 from lora_trainer.interfaces.ui.form import Form, build, build_advanced, lends
@@ -45,6 +46,7 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
     """The whole tab. Handlers ask the registry in this process; what runs is drawn from the HTTP routes."""
     blocks = gr.Blocks(analytics_enabled=False, title="LoRA Trainer")
     with blocks, gr.Column(elem_id="lt_page"):
+        gr.HTML('<div id="lt_views"></div>', elem_id="lt_views_block")
         with gr.Row(elem_id="lt_columns"):
             with gr.Column(scale=5, min_width=300, elem_id="lt_form"):
                 form = build(host)
@@ -55,6 +57,7 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
                     build_advanced(form)
             with gr.Column(scale=6, min_width=300, elem_id="lt_watch"):
                 gr.HTML(_frame("lt_run", host), elem_id="lt_run_block")
+        workshop.build(registry)
         wires = _wires()
         _wire_form(form, wires, start, registry)
         _wire_sources(form, wires, registry, host)
@@ -107,8 +110,8 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
         try:
             found = brought(json.loads(order), form.named(row), registry, host.paths())
         except PlainError as error:
-            return [_stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
-        return [_stamped({"kind": "brought", "what": found.note}), *form.filled(found.config, found.strength)]
+            return [answers.stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
+        return [answers.stamped({"kind": "brought", "what": found.note}), *form.filled(found.config, found.strength)]
 
     def dropped(files: Sequence[Any] | None, folder: str) -> list[Any]:
         if not files:
@@ -116,8 +119,9 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
         try:
             kept = keep([getattr(file, "name", file) for file in files], folder or "", host.paths())
         except PlainError as error:
-            return [update(value=None), update(), _stamped(answers.faults(error))]
-        return [update(value=None), update(value=str(kept)), update()]
+            return [update(value=None), update(), answers.stamped(answers.faults(error))]
+        told = answers.stamped({"kind": "taken", **taken_form(kept)})
+        return [update(value=None), update(value=str(kept.folder)), told]
 
     def show(order: str, request: gr.Request) -> str:
         return _sent(lambda: open_folder(registry, json.loads(order)["id"], _from_here(request)))
@@ -144,11 +148,6 @@ def _from_here(request: gr.Request) -> bool:
 
 def _sent(make: Callable[[], answers.Answer]) -> str:
     try:
-        return _stamped(make())
+        return answers.stamped(make())
     except PlainError as error:
-        return _stamped(answers.faults(error))
-
-
-def _stamped(answer: answers.Answer) -> str:
-    """As text, never twice the same, since the browser is only told of changes."""
-    return json.dumps(answer | {"at": time.time_ns()}, ensure_ascii=False)
+        return answers.stamped(answers.faults(error))
