@@ -11,7 +11,7 @@ from lora_trainer.config.load import ConfigError, Fault
 from lora_trainer.config.options import RunConfig
 from lora_trainer.config.values import shown
 
-TEXT = "text-generation"
+TEXT, IMAGES = "text-generation", "stable-diffusion"
 
 # What a language model's run takes, besides everything in the section "text".
 _FOR_TEXT = frozenset({

@@ -168,5 +168,5 @@ def test_an_image_model_and_a_language_model_are_not_mistaken_for_each_other(tmp
     write_slim(image, "sd1", seed=1)
     with pytest.raises(PlainError, match="set task_type: stable-diffusion"):
         plan_run(text_run(tmp_path, model__base=str(image)), Standalone())
-    with pytest.raises(PlainError, match="language model.*set task_type: text-generation"):
+    with pytest.raises(PlainError, match=r"language model.*set task_type: text-generation"):
         plan_run(small_run(tmp_path, model__base=str(llama)), Standalone())
