@@ -35,7 +35,7 @@ TORCH = "torch==2.13.0"
 RUN = (
     TORCH, "diffusers>=0.30", "peft>=0.13", "transformers>=4.30.2", "accelerate>=0.21", "safetensors>=0.4.2",
     "huggingface_hub>=0.23.2", "numpy>=1.26", "Pillow>=9.5", "PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12",
-    "ftfy>=6.1", "regex>=2022.1",
+    "ftfy>=6.1", "regex>=2022.1", "smartcrop>=0.5",
 )  # fmt: skip
 # Installed without what it asks for: only its tokenizer's vocabulary is read, and the torchvision that it would bring
 # along breaks transformers where torch is a CPU build.
@@ -60,7 +60,9 @@ HOST_PINS = {
         "fastapi==0.104.1", "pydantic==2.8.2", "uvicorn>=0.20", "gradio==4.40.0",
     ),
 }  # fmt: skip
-BESIDE_PINS = ("PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12", "ftfy>=6.1")  # hosts have them in any version
+BESIDE_PINS = (  # hosts have them in any version, or can do without
+    "PyYAML>=6.0", "tqdm>=4.60", "tensorboard>=2.12", "ftfy>=6.1", "smartcrop>=0.5",
+)  # fmt: skip
 
 
 class Failure(Exception):

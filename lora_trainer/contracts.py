@@ -183,6 +183,7 @@ class Batch:
     weights: Tensor  # (B,) float32 factor of each sample's loss
     class_captions: tuple[str, ...] = ()  # the captions with the class in the trigger word's place, where it is asked
     class_text: TextStates | None = None  # None where the text encoders are trained, or no class is asked
+    mask: Tensor | None = None  # (B, 1, h, w) float32: how much each latent cell counts, 0 to 1; None: all alike
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,8 @@ class Captioner(Protocol):
 
 # --- networks --------------------------------------------------------------------------------------------------------
 
-# "<part>.<module path>.lora_down.weight" (r, in[, kh, kw]), "....lora_up.weight" (out, r[, 1, 1]), "....alpha" ()
+# "<part>.<module path>.<what>": lora_down.weight (r, in[, kh, kw]), lora_up.weight (out, r[, 1, 1]), alpha (), and what
+# other kinds have instead (networks/changes.py).
 NetworkState = dict[str, "Tensor"]
 
 
@@ -263,7 +265,15 @@ class Network(Protocol):
         ...
 
     def scaled(self, weight: float) -> AbstractContextManager[None]:
-        """Within it the network acts at `weight`: 0 is the base model, 1 what is trained."""
+        """Within it the network acts at `weight`, and dropout rests: 0 is the base model, 1 what is trained."""
+        ...
+
+    def drop_by(self, seeds: Sequence[int]) -> None:
+        """From now on layers drop what the network's dropouts say, for each sample of the batch by its own seed.
+
+        It holds until the next call, because gradient checkpointing computes the batch again in the backward pass.
+        Never called, nothing is dropped. Draws nothing from the process's random state.
+        """
         ...
 
     def eject(self) -> None:
@@ -277,6 +287,19 @@ class Network(Protocol):
 class Loss(Protocol[Batch_contra]):
     def __call__(self, batch: Batch_contra) -> Tensor:
         """Mean loss of the micro-batch, a scalar with a graph to the network's parameters."""
+        ...
+
+
+class Validation(Protocol):
+    """Measures how well the network does on what it is not trained on; the same numbers for the same weights."""
+
+    @property
+    def count(self) -> int:
+        """Measurements that make up one look."""
+        ...
+
+    def measure(self, index: int) -> list[float]:
+        """Loss of measurement `index` in each of the ranges that it is told by (of timesteps, from little noise)."""
         ...
 
 
@@ -316,7 +339,7 @@ class Told:
 class Prepared:
     """How far the work before the first step has come."""
 
-    what: str  # "latents", "captions"
+    what: str  # "latents", "captions", "focal points", "masks"
     done: int
     total: int
 
@@ -356,6 +379,16 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """A look at the held-out images, whose loss is measured with the same noise and timesteps each time."""
+
+    step: int
+    loss: float
+    by_timestep: tuple[float, ...]  # its parts, in equal ranges of timesteps from little noise to much
+    best: int  # the step that was best so far
+
+
+@dataclass(frozen=True)
 class Sampled:
     step: int
     paths: tuple[Path, ...]
@@ -371,7 +404,7 @@ class Finished:
     text: str
 
 
-Event = Told | Prepared | Started | Stepped | Skipped | Saved | Sampled | Finished
+Event = Told | Prepared | Started | Stepped | Skipped | Saved | Validated | Sampled | Finished
 
 
 # --- the host --------------------------------------------------------------------------------------------------------

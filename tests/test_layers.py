@@ -47,7 +47,9 @@ TABLE = {
     ),
     f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
     # pyarrow: Parquet files; jinja2: chat templates; regex: expressions of users, which re could not stop
-    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "pyarrow", "jinja2", "regex"}),
+    f"{PACKAGE}/data": May(
+        {"config"}, {"PIL", "numpy", "torch", "safetensors", "pyarrow", "jinja2", "regex", "smartcrop"}
+    ),
     f"{PACKAGE}/captioners": May(  # weights: to read the files of its models without running what is in them
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},

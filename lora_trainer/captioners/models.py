@@ -24,6 +24,7 @@ class Known(NamedTuple):
     """A model that has a name here."""
 
     kind: Kind
+    title: str  # to pick it by
     repository: str  # on the Hugging Face hub
     size: str  # of the files that are needed
     wants: tuple[str, ...]  # files, for someone who puts them there by hand
@@ -33,20 +34,20 @@ class Known(NamedTuple):
 _BLIP_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt")
 KNOWN = {
     "blip-base": Known(
-        "blip", "Salesforce/blip-image-captioning-base", "1.0 GB", (*_BLIP_FILES, "pytorch_model.bin")
+        "blip", "BLIP", "Salesforce/blip-image-captioning-base", "1.0 GB", (*_BLIP_FILES, "pytorch_model.bin")
     ),
     "blip-large": Known(
-        "blip", "Salesforce/blip-image-captioning-large", "1.9 GB", (*_BLIP_FILES, "model.safetensors")
+        "blip", "BLIP large", "Salesforce/blip-image-captioning-large", "1.9 GB", (*_BLIP_FILES, "model.safetensors")
     ),
     "coca": Known(
-        "coca", "laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", "2.6 GB",
+        "coca", "CoCa", "laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", "2.6 GB",
         (OPEN_CLIP_CONFIG, "open_clip_pytorch_model.bin"), "coca_ViT-L-14",
     ),
     "clip-tags": Known(
-        "clip", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "0.6 GB",
+        "clip", "CLIP, tags of a list", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "0.6 GB",
         (OPEN_CLIP_CONFIG, "open_clip_model.safetensors"), "ViT-B-32",
     ),
-    "wd14": Known("wd14", "SmilingWolf/wd-swinv2-tagger-v3", "0.5 GB", (ONNX, ONNX_TAGS)),
+    "wd14": Known("wd14", "WD14 tagger", "SmilingWolf/wd-swinv2-tagger-v3", "0.5 GB", (ONNX, ONNX_TAGS)),
 }  # fmt: skip
 
 

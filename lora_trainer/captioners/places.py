@@ -37,10 +37,9 @@ def place_of(model: str, models: Path, *, download: bool) -> Place:
             "or name the folder of a BLIP, open_clip or WD14 model."
         )
     repository = known.repository if known else model
-    for folder in _folders(model, repository, models):
-        kind = _kind(folder, known)
-        if kind:
-            return Place(kind, folder, known.architecture if known else "")
+    found = _found(model, repository, known, models)
+    if found:
+        return found
     if not download:
         raise PlainError(_missing(model, repository, known, models))
     folder = _downloaded(repository)
@@ -48,6 +47,23 @@ def place_of(model: str, models: Path, *, download: bool) -> Place:
     if kind is None:
         raise PlainError(f"{repository} is no model of a kind that is known here: BLIP, open_clip or WD14.")
     return Place(kind, folder, known.architecture if known else "")
+
+
+def found_place(model: str, models: Path) -> Place | None:
+    """Where the model of a known name lies, if it is on this machine; one that is damaged is not."""
+    known = KNOWN[model]
+    try:
+        return _found(model, known.repository, known, models)
+    except PlainError:
+        return None
+
+
+def _found(model: str, repository: str, known: Known | None, models: Path) -> Place | None:
+    for folder in _folders(model, repository, models):
+        kind = _kind(folder, known)
+        if kind:
+            return Place(kind, folder, known.architecture if known else "")
+    return None
 
 
 def _given(path: Path) -> Place:

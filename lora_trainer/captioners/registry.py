@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lora_trainer.captioners.models import KNOWN
-from lora_trainer.captioners.places import Place, place_of
+from lora_trainer.captioners.models import KNOWN, Known
+from lora_trainer.captioners.places import Place, found_place, place_of
 from lora_trainer.captioners.wording import wanted
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.contracts import Captioner, PlainError
@@ -18,16 +18,32 @@ if TYPE_CHECKING:
 HOSTED = ("host", "deepbooru")  # names of a WebUI's own
 
 
+_HOSTED_TITLES = {"host": "BLIP of the WebUI", "deepbooru": "DeepBooru of the WebUI"}
+
+
 class Listed(NamedTuple):
     """A captioner to pick from."""
 
     name: str
-    size: str  # of what must be there, or be fetched; "" for a WebUI's own, which sees to that itself
+    title: str
+    makes: Literal["sentences", "tags"]
+    here: bool  # whether it can describe now; a WebUI's own is said to be, for the WebUI sees to that itself
+    size: str  # of what must be there, or be fetched; "" for a WebUI's own
+    where: str  # where its model lies, or should be put; "" for a WebUI's own
+    hosted: bool  # a WebUI's own
 
 
-def listed(hosted: Sequence[Captioner] = ()) -> list[Listed]:
-    """Every captioner that has a name: the host's own first, for they are at hand."""
-    return [*(Listed(one.name, "") for one in hosted), *(Listed(name, known.size) for name, known in KNOWN.items())]
+def listed(models: Path, hosted: Sequence[Captioner] = ()) -> list[Listed]:
+    """Every captioner that has a name: the host's own first, for they are at hand. `models` is the folder of models."""
+    own = [Listed(one.name, _HOSTED_TITLES.get(one.name, one.name), one.makes, True, "", "", True) for one in hosted]
+    return [*own, *(_known(name, known, models) for name, known in KNOWN.items())]
+
+
+def _known(name: str, known: Known, models: Path) -> Listed:
+    place = found_place(name, models)
+    makes: Literal["sentences", "tags"] = "sentences" if known.kind in ("blip", "coca") else "tags"
+    where = place.folder if place else models / name
+    return Listed(name, known.title, makes, place is not None, known.size, str(where.absolute()), False)
 
 
 def captioner_of(config: CaptionConfig, device: torch.device, hosted: Sequence[Captioner] = ()) -> Captioner:

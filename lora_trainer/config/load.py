@@ -18,6 +18,7 @@ import yaml
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.leaves import Leaf, leaves, sections
 from lora_trainer.config.options import VERSION, RunConfig
+from lora_trainer.config.ranks import NoRule, pattern_of, rule_of
 from lora_trainer.config.values import Unfit, shown, value_of
 from lora_trainer.contracts import PlainError
 
@@ -84,6 +85,7 @@ def load_as(cls: type[T], raw: Mapping[str, Any], over: Mapping[str, Any] | None
             text = f"is {shown(value)}, but {first} is {shown(earlier)}, and both are the same setting; keep one"
             faults.append(Fault(name, text))
     values = {path: value for path, (_, value) in given.items()}
+    faults += _idle(cls, values)
     faults += _contradictions(values)
     if faults:
         raise ConfigError(faults)
@@ -213,8 +215,32 @@ def _told_as(name: str, leaf: Leaf) -> str:
     return name if name == leaf.path else f"{name} ({leaf.path})"
 
 
+def _idle(cls: type, values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings that would change nothing, because another one has a value that they do not go with."""
+    known = {leaf.path: leaf for leaf in leaves(cls)}
+    for path, value in values.items():
+        for other, fitting in (known[path].option.applies or {}).items():
+            found = values.get(other, known[other].default)
+            if value != known[path].default and found not in fitting:
+                words = " or ".join(str(each) for each in fitting)
+                text = f"is {shown(value)}, but counts only where {other} is {words}, and that is {found}; leave it out"
+                yield Fault(path, f"{text}, or set {other} to {fitting[0]}")
+
+
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Fault]:
     """Settings that are right one by one and not together."""
+    for path, read in (("network.layers", pattern_of), ("network.ranks", rule_of)):
+        for text in values.get(path, ()):
+            try:
+                read(text)
+            except NoRule as fault:
+                yield Fault(path, f"holds a line that cannot be read: {fault}")
+    if values.get("network.start_from") and values.get("network.init", "default") != "default":
+        text = (
+            f"is {values['network.init']}, which takes the first weights from the base, and network.start_from from a "
+            "file; leave one of them out"
+        )
+        yield Fault("network.init", text)
     epochs, steps = values.get("train.epochs"), values.get("train.steps")
     if epochs is not None and steps is not None:
         text = f"is {epochs} and train.steps is {steps}, but a run is measured by one of them; leave the other empty"

@@ -25,6 +25,8 @@ class Option(NamedTuple):
     alias: str = ""  # the flat name that lora-scripts files use; it loads like the dotted one
     elsewhere: tuple[str, ...] = ()  # names in other trainers' files; refused, with this option as the way out
     synonyms: Mapping[str, str] | None = None  # other words for a choice, as found in published files
+    applies: Mapping[str, tuple[Any, ...]] | None = None  # path of another setting: values with which this one counts
+    pairs: bool = False  # of a list of text: a mapping is read too, each entry as "name = value"
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -100,6 +102,50 @@ class DataConfig:
     )
     bucket_step: int = option(64, "Sides of buckets are multiples of this.", unit="px", low=8, high=256, advanced=True)
     upscale: bool = option(False, "Enlarge images smaller than their bucket.", advanced=True)
+    crop: Literal["center", "focal", "none"] = option(
+        "center",
+        "What is kept of an image whose shape is not its bucket's: the middle, the subject as it is found, or all of "
+        "it, with padding that is not learned; a focal point set by hand comes before middle and subject.",
+        advanced=True,
+        elsewhere=("center_crop", "random_crop", "crop_focus"),
+    )
+    masked_loss: bool = option(
+        False,
+        "Learn what masks show white: X-masklabel.png or mask/X.png for an image X, or else its transparency.",
+        advanced=True,
+        alias="masked_loss",
+        elsewhere=("alpha_mask", "masked_training", "conditioning_data_dir"),
+    )
+    mask_floor: float = option(
+        0.0,
+        "How much of the learning is left where a mask is black: 0 nothing, 1 all.",
+        low=0.0,
+        high=1.0,
+        advanced=True,
+        elsewhere=("unmasked_weight",),
+    )
+    regularization: str | None = option(
+        None,
+        "Folder with pictures of the class (other cats, for a LoRA of your cat): shown as often as yours, they keep "
+        "the class as it was.",
+        advanced=True,
+        alias="reg_data_dir",
+        elsewhere=("class_data_dir", "reg_images_dir"),
+    )
+    class_prompt: str = option(
+        "",
+        "Caption of those of these pictures that have none of their own, such as 'a photo of a cat'.",
+        advanced=True,
+        alias="class_prompt",
+    )
+    prior_weight: float = option(
+        1.0,
+        "How much these pictures count beside yours.",
+        low=0.0,
+        high=100.0,
+        advanced=True,
+        alias="prior_loss_weight",
+    )
     trigger: str = option("", "Word put in front of every caption, to call the LoRA by.")
     shuffle_captions: bool = option(False, "Shuffle the comma-separated tags of a caption each time.", advanced=True)
     keep_tokens: int = option(
@@ -120,12 +166,23 @@ class DataConfig:
     )
 
 
+# Kinds that a setting of the network counts with; with the others it is refused, and the form hides it.
+_SCALED = {"network.kind": ("lora", "locon", "dora", "loha", "lokr")}
+_LOW_RANK = {"network.kind": ("lora", "locon", "dora")}
+_PLAIN = {"network.kind": ("lora", "locon")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    kind: Literal["lora"] = option("lora", "Which low-rank form to train.")
+    kind: Literal["lora", "locon", "dora", "loha", "lokr", "oft"] = option(
+        "lora",
+        "Form of the update: lora, locon (lora that reaches convolutions), dora (direction and length apart), loha, "
+        "lokr (smaller files), oft (turns weights); docs/kinds.md tells which to choose.",
+        synonyms={"lycoris": "locon", "diag-oft": "oft"},
+    )
     rank: int = option(
         16,
-        "Inner width r of the update; the file grows with it.",
+        "Inner width r of the update; the file grows with it. With oft the largest block that is turned as one.",
         low=1,
         high=1024,
         alias="lora_rank",
@@ -138,9 +195,58 @@ class NetworkConfig:
         high=4096,
         alias="lora_alpha",
         elsewhere=("network_alpha",),
+        applies=_SCALED,
     )
     targets: Literal["attention", "linear", "all"] = option(
-        "attention", "Layers to adapt: attention only, every linear layer, or convolutions too.", alias="lora_target"
+        "attention",
+        "Layers to adapt: attention only, every linear layer, or convolutions too; locon adds the convolutions to any.",
+        alias="lora_target",
+    )
+    layers: tuple[str, ...] = option(
+        (),
+        "Regular expressions; where given, every linear layer and convolution whose name one of them is found in is "
+        "adapted, in place of `targets`. A name: unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.",
+        advanced=True,
+        elsewhere=("target_modules",),
+    )
+    ranks: tuple[str, ...] = option(
+        (),
+        "Rank of single layers, as 'pattern = rank' or 'pattern = rank/alpha', such as 'mid_block = 32'; the first "
+        "pattern that is found in a layer's name counts, rank 0 leaves the layer out.",
+        advanced=True,
+        pairs=True,
+        elsewhere=("block_dims", "rank_pattern"),
+    )
+    init: Literal["default", "pissa", "olora"] = option(
+        "default",
+        "First weights: default changes nothing by itself; pissa takes the base's largest singular directions and "
+        "olora the first of its QR, which often learn faster; the file is then plain LoRA of twice the rank.",
+        advanced=True,
+        applies=_PLAIN,
+    )
+    rslora: bool = option(
+        False,
+        "Scale by alpha / sqrt(rank) (Kalajdzievski 2023), so that high ranks learn as fast as low ones.",
+        advanced=True,
+        applies=_SCALED,
+    )
+    loraplus_ratio: float = option(
+        1.0,
+        "LoRA+ (Hayou et al. 2024): the up weights learn at this multiple of the learning rate; 4 to 16 is usual.",
+        low=0.1,
+        high=256,
+        advanced=True,
+        applies=_LOW_RANK,
+        elsewhere=("loraplus_lr_ratio",),
+    )
+    factor: int | None = option(
+        None,
+        "A weight is split into two Kronecker factors, the smaller one up to this many rows and columns; empty splits "
+        "as evenly as can be.",
+        low=1,
+        high=1024,
+        advanced=True,
+        applies={"network.kind": ("lokr",)},
     )
     dropout: float = option(
         0.0,
@@ -149,10 +255,26 @@ class NetworkConfig:
         high=0.95,
         advanced=True,
         alias="lora_dropout",
+        elsewhere=("network_dropout",),
+    )
+    rank_dropout: float = option(
+        0.0,
+        "Chance that one of the update's inner directions is left out in a step: of the rank with lora, locon and "
+        "dora, an output channel with loha and lokr, a block with oft.",
+        low=0.0,
+        high=0.95,
+        advanced=True,
+    )
+    module_dropout: float = option(
+        0.0,
+        "Chance that a layer's whole update is left out in a step.",
+        low=0.0,
+        high=0.95,
+        advanced=True,
     )
     start_from: str | None = option(
         None,
-        "LoRA file to go on from (kohya or diffusers names); another rank is fitted to this one.",
+        "LoRA file to go on from, of the same kind (dora takes a plain LoRA too); another rank is fitted to this one.",
         alias="lora_path",
         elsewhere=("network_weights",),
     )
@@ -386,6 +508,48 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Images that are not trained on, to tell learning from remembering."""
+
+    share: float = option(
+        0.0,
+        "Share of the images or texts that is held out of the training and measured on instead; 0.1 with 30 or more.",
+        low=0.0,
+        high=0.5,
+        elsewhere=("validation_split", "validation_split_ratio", "val_set_size"),
+    )
+    folder: str | None = option(
+        None,
+        "Folder with images of the same thing to measure on, with captions; in place of a share of the others.",
+        elsewhere=("validation_data_dir",),
+    )
+    every: int = option(
+        0,
+        "Measure every so many steps; 0 measures twenty times in the run.",
+        unit="steps",
+        low=0,
+        high=10_000_000,
+        advanced=True,
+        elsewhere=("validate_every_n_steps",),
+    )
+    timesteps: int = option(
+        4,
+        "Ranges of timesteps in which each image is looked at; more is steadier and slower.",
+        unit="ranges",
+        low=1,
+        high=32,
+        advanced=True,
+    )
+    patience: int = option(
+        0,
+        "End the training after so many measurements in a row without a better one; 0 goes on to the last step.",
+        unit="measurements",
+        low=0,
+        high=1000,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     directory: str | None = option(
         None,
@@ -461,13 +625,6 @@ class TextConfig:
     packing: bool = option(
         False, "Put several short samples into one row, without letting them see each other: faster for short texts."
     )
-    validation: float = option(
-        0.0,
-        "Share of the samples kept from training, to measure what is learnt at each checkpoint.",
-        low=0.0,
-        high=0.5,
-        elsewhere=("val_set_size",),
-    )
     quantize: Literal["none", "8bit", "4bit"] = option(
         "none",
         "Hold the frozen base in 8 or 4 bits a weight (QLoRA): less memory, a little slower; needs bitsandbytes.",
@@ -501,6 +658,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     text: TextConfig = field(default_factory=TextConfig)

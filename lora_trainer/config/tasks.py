@@ -17,7 +17,9 @@ TEXT, IMAGES = "text-generation", "stable-diffusion"
 _FOR_TEXT = frozenset({
     "task", "model.base", "model.download",
     "data.folder", "data.batch_size", "data.repeats",
-    "network.kind", "network.rank", "network.alpha", "network.targets", "network.dropout", "network.start_from",
+    "network.kind", "network.rank", "network.alpha", "network.targets", "network.layers", "network.ranks",
+    "network.init", "network.rslora", "network.loraplus_ratio", "network.dropout", "network.rank_dropout",
+    "network.module_dropout", "network.start_from", "validation.share", "validation.every", "validation.patience",
     "train.epochs", "train.steps", "train.learning_rate", "train.schedule", "train.schedule_cycles",
     "train.schedule_power", "train.ema", "optimizer.kind", "optimizer.prodigy_coefficient", "train.warmup",
     "train.weight_decay",
@@ -48,5 +50,15 @@ def _faults(config: RunConfig) -> Iterator[Fault]:
         value: Any = reduce(getattr, leaf.path.split("."), config)
         if value != leaf.default and not applies(leaf, config.task):
             yield Fault(leaf.path, f"is {shown(value)}, but it does nothing for {what}; remove it")
+    if config.task == TEXT and config.network.kind not in ("lora", "dora"):
+        text = f"is {config.network.kind!r}, but servers of language models read lora and dora; write one of these"
+        yield Fault("network.kind", text)
+    if config.task == TEXT and config.text.quantize != "none":
+        for path, value, plain in (
+            ("network.kind", config.network.kind, "lora"), ("network.init", config.network.init, "default")
+        ):  # fmt: skip
+            if value != plain:
+                text = f"is {value!r}, which needs the base's weights as they were; set text.quantize: none, or {plain}"
+                yield Fault(path, text)
     if config.task == TEXT and config.network.targets == "all":
         yield Fault("network.targets", "is 'all', but a language model has no convolutions; write attention or linear")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from lora_trainer.config.leaves import Leaf
@@ -70,6 +70,8 @@ def _plain(number: float) -> str:
 def _items(leaf: Leaf, raw: Any) -> tuple[Any, ...]:
     if isinstance(raw, str):
         return (raw,)
+    if leaf.option.pairs and isinstance(raw, Mapping):
+        raw = [f"{name} = {value}" for name, value in cast("Mapping[Any, Any]", raw).items()]
     if not isinstance(raw, list | tuple):
         raise Unfit(f"is {shown(raw)}, but a list is wanted, one item a line with '- ' in front")
     return tuple(_single(leaf, item) for item in cast("list[Any]", raw))

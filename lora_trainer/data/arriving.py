@@ -9,8 +9,8 @@ from typing import NamedTuple
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import read_csv, read_jsonl
-from lora_trainer.data.excluded import MASK
 from lora_trainer.data.images import ENDINGS, image_size
+from lora_trainer.data.mask_files import MASK
 from lora_trainer.data.scan import Item, scan
 
 TABLES = (".csv", ".jsonl")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,11 +19,21 @@ from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import Batch, Event, PlainError, Told
 from lora_trainer.data.buckets import Buckets
 from lora_trainer.data.captions import shape_caption, with_trigger
+from lora_trainer.data.framing import Framing
 from lora_trainer.data.hashes import CACHE_FOLDER
 from lora_trainer.data.latents import EncodeImages, LatentCache, Picture
+from lora_trainer.data.masks import Masked, Masks, masked_images
 from lora_trainer.data.order import Order, Sample
 from lora_trainer.data.scan import Item, Scan
 from lora_trainer.data.texts import EncodeText, TextCache
+
+
+class _Member(NamedTuple):
+    """One image of the stream."""
+
+    item: Item
+    framing: Framing
+    of_class: bool  # a regularisation image
 
 
 class DataSet:
@@ -29,36 +43,64 @@ class DataSet:
     """
 
     def __init__(
-        self, scan: Scan, config: DataConfig, *, resolution: int, seed: int, class_word: str = ""
-    ) -> None:
-        """`resolution` in pixels; `class_word` asks for captions with it in the trigger word's place too. Raises
-        PlainError if no bucket fits the resolution."""
+        self, scan: Scan, config: DataConfig, *, resolution: int, seed: int, class_word: str = "",
+        class_scan: Scan | None = None,
+    ) -> None:  # fmt: skip
+        """`resolution` in pixels; `class_word` asks for captions with it in the trigger word's place too; `class_scan`
+        holds the regularisation images.
+
+        Raises PlainError if no bucket fits the resolution, and for options that ask for what is not there: focal points
+        without what finds them, masks where there are none, regularisation images without a caption.
+        """
         self._class_word = class_word
         self._folder = scan.folder
         self._config = config
         self._seed = seed
-        self.buckets = Buckets(resolution, config.bucket_step, config.buckets, config.upscale)
+        self.buckets = Buckets(resolution, config.bucket_step, config.buckets, config.upscale, config.crop)
         self._latents: LatentCache | None = None
         self._texts: TextCache | None = None
+        self._masks: Masks | None = None
         self._last_index = -1
-        self._arrange(scan.items)
+        members: list[_Member] = []
+        for found in (scan, class_scan):
+            if found:
+                framing = Framing(found.folder, found.items, self.buckets)
+                framing.check(found.items)
+                members += [_Member(item, framing, found is class_scan) for item in found.items]
+        self.masks = masked_images([member.item for member in members], look_inside=config.masked_loss)
+        if config.masked_loss:
+            self.masks.check(scan.folder)
+        if class_scan:
+            _check_captions(class_scan, config.class_prompt)
+        self._arrange(members)
 
-    def _arrange(self, items: Sequence[Item]) -> None:
-        self.items = tuple(items)
-        self._pictures = [Picture(item.path, self.buckets.fit(*item.size)) for item in items]
+    def _arrange(self, members: Sequence[_Member]) -> None:
+        self._members = tuple(members)
+        self.items = tuple(member.item for member in members if not member.of_class)
+        self.class_items = tuple(member.item for member in members if member.of_class)
+        self._frame()
         shapes = sorted({picture.crop.size for picture in self._pictures})
         numbers = {shape: number for number, shape in enumerate(shapes)}
         self._order = Order(
             self._seed,
             [numbers[picture.crop.size] for picture in self._pictures],
-            [item.repeats * self._config.repeats for item in items],
+            [member.item.repeats * self._config.repeats for member in members],
             self._config.batch_size,
+            len(self.class_items),
         )
+
+    def _frame(self) -> None:
+        self._pictures = [Picture(member.item.path, member.framing.crop_of(member.item)) for member in self._members]
 
     @property
     def samples_per_epoch(self) -> int:
-        """Images times their repeats."""
+        """Images times their repeats; with regularisation images twice as many."""
         return self._order.samples_per_epoch
+
+    @property
+    def own_samples_per_epoch(self) -> int:
+        """The same without the regularisation images."""
+        return self.samples_per_epoch // (2 if self.class_items else 1)
 
     @property
     def encodes_while_training(self) -> bool:
@@ -68,7 +110,25 @@ class DataSet:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences about images and options that do not go well together."""
-        return tuple(self._warnings())
+        framings = {id(member.framing): member.framing for member in self._members}.values()
+        return (*self._warnings(), *chain.from_iterable(framing.warnings() for framing in framings))
+
+    def focal_points_known(self) -> int:
+        """How many images have a focal point before `prepare` looks for the others."""
+        return sum(member.framing.focus_of(member.item) is not None for member in self._members)
+
+    def digest(self) -> str:
+        """Changes with the names, sizes, repeats and captions of the images, and with focal points and masks; SHA-256.
+
+        Contents are not in it: reading them all would cost minutes.
+        """
+        listed: list[Any] = [_row(item) for item in self.items]
+        listed += [("class", *_row(item)) for item in self.class_items]
+        for member in self._members:
+            focus, mask = member.framing.focus_of(member.item), self.masks.of(member.item)
+            listed += [("focus", member.item.name, *focus)] if focus else []
+            listed += [("mask", member.item.name, mask.name)] if mask and self._config.masked_loss else []
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def bucket_counts(self) -> dict[tuple[int, int], int]:
         """Images by the (width, height) they are trained at, in pixels."""
@@ -98,19 +158,41 @@ class DataSet:
         afterwards. `fingerprint` names the image encoder's weights, `folder` the place of a cache on disk (default:
         hidden in the data set's own folder). Raises PlainError if no image is left.
         """
+        yield from self._find_focal_points()
         cache = LatentCache(
             self._config.cache, folder or self._folder / CACHE_FOLDER, fingerprint, encode_images,
             flip=self._config.flip,
         )  # fmt: skip
         yield from cache.fill(self._pictures)
         if cache.damaged:
-            yield from self._leave_out(cache.damaged)
+            yield from self._leave_out(cache.damaged, "damaged")
+        yield from self._read_masks()
         texts = TextCache(encode_text) if encode_text else None
         if texts:
-            foreseen = set() if self.encodes_while_training else {self._with_trigger(item) for item in self.items}
+            foreseen = set() if self.encodes_while_training else {self._whole_caption(one) for one in self._members}
             foreseen |= set(self._of_class(sorted(foreseen)))
             yield from texts.fill(foreseen)
         self._latents, self._texts = cache, texts
+
+    def _find_focal_points(self) -> Iterator[Event]:
+        for framing in {id(member.framing): member.framing for member in self._members}.values():
+            yield from framing.find([member.item for member in self._members if member.framing is framing])
+        self._frame()
+
+    def _read_masks(self) -> Iterator[Event]:
+        """Masks of all pictures, if any has one: within a run each loss is taken in the same way."""
+        if not self._config.masked_loss and not any(picture.crop.padded for picture in self._pictures):
+            return
+        masks = Masks(self._config.mask_floor, wanted=self._config.masked_loss)
+        yield from masks.fill([
+            Masked(member.item.path, self.masks.of(member.item), picture.crop, member.item.size)
+            for member, picture in zip(self._members, self._pictures, strict=True)
+        ])  # fmt: skip
+        for text in (*masks.warnings, *(f"Left out: {fault}" for fault in masks.unusable.values())):
+            yield Told(text, "warning")
+        if masks.unusable:
+            yield from self._leave_out(masks.unusable, "without anything to learn")
+        self._masks = masks
 
     def __call__(self, index: int) -> Batch:
         """Micro-batch `index`, from 0; all tensors on the CPU."""
@@ -119,12 +201,15 @@ class DataSet:
         samples = self._order.micro_batch(index)
         mirrored = [self._mirrored(sample) for sample in samples]
         captions = tuple(self._caption(sample) for sample in samples)
-        latents = self._latents.batch(self._pictures_of(samples), mirrored)
+        pictures = self._pictures_of(samples)
+        latents = self._latents.batch(pictures, mirrored)
         self._read_ahead(index)
+        members = [self._members[sample.item] for sample in samples]
         sizes = [
-            self._pictures[sample.item].crop.sizes(*self.items[sample.item].size, mirrored=mirror)
-            for sample, mirror in zip(samples, mirrored, strict=True)
+            picture.crop.sizes(*member.item.size, mirrored=mirror)
+            for picture, member, mirror in zip(pictures, members, mirrored, strict=True)
         ]
+        weights = [self._config.prior_weight if member.of_class else 1.0 for member in members]
         class_captions = self._of_class(captions)
         return Batch(
             positions=tuple(sample.position for sample in samples),
@@ -132,9 +217,10 @@ class DataSet:
             captions=captions,
             text=self._texts.batch(captions) if self._texts else None,
             sizes=torch.tensor(sizes, dtype=torch.float32),
-            weights=torch.ones(len(samples)),
+            weights=torch.tensor(weights, dtype=torch.float32),
             class_captions=class_captions,
             class_text=self._texts.batch(class_captions) if self._texts and class_captions else None,
+            mask=self._masks.batch(pictures, mirrored) if self._masks else None,
         )
 
     def _read_ahead(self, index: int) -> None:
@@ -154,8 +240,13 @@ class DataSet:
             return False
         return (sample.visit + sample_seed(self._seed, sample.item, "flip")) % 2 == 1
 
-    def _with_trigger(self, item: Item) -> str:
-        return with_trigger(item.caption, self._config.trigger)
+    def _whole_caption(self, member: _Member) -> str:
+        return with_trigger(*self._caption_and_trigger(member))
+
+    def _caption_and_trigger(self, member: _Member) -> tuple[str, str]:
+        """Regularisation images are not to learn the trigger word."""
+        caption = member.item.caption
+        return (caption or self._config.class_prompt, "") if member.of_class else (caption, self._config.trigger)
 
     def _of_class(self, captions: Sequence[str]) -> tuple[str, ...]:
         """The captions with the class in the trigger word's place; none where no class is asked."""
@@ -164,21 +255,23 @@ class DataSet:
         return tuple(caption.replace(self._config.trigger, self._class_word) for caption in captions)
 
     def _caption(self, sample: Sample) -> str:
+        caption, trigger = self._caption_and_trigger(self._members[sample.item])
         return shape_caption(
-            self.items[sample.item].caption,
-            trigger=self._config.trigger,
+            caption,
+            trigger=trigger,
             shuffle=self._config.shuffle_captions,
             keep_tokens=self._config.keep_tokens,
             dropout=self._config.caption_dropout,
             rng=random.Random(sample_seed(self._seed, sample.position, "caption")),
         )
 
-    def _leave_out(self, damaged: dict[Path, str]) -> Iterator[Event]:
-        left = [item for item in self.items if item.path not in damaged]
-        if not left:
-            first = next(iter(damaged.values()))
-            raise PlainError(f"Not one image of {self._folder} could be decoded; the first: {first}")
-        yield Told(f"{len(damaged)} of {len(self.items)} images are damaged and left out.", "warning")
+    def _leave_out(self, unusable: dict[Path, str], what: str) -> Iterator[Event]:
+        left = [member for member in self._members if member.item.path not in unusable]
+        if {member.of_class for member in self._members} != {member.of_class for member in left}:
+            first = next(iter(unusable.values()))
+            gone = self._folder if all(member.of_class for member in left) else self._config.regularization
+            raise PlainError(f"Not one image of {gone} can be trained on; the first: {first}")
+        yield Told(f"{len(unusable)} of {len(self._members)} images are {what} and left out.", "warning")
         self._arrange(left)
 
     def _warnings(self) -> Iterator[str]:
@@ -192,3 +285,16 @@ class DataSet:
         if not self._config.buckets and side % self._config.bucket_step:
             trained = side // self._config.bucket_step * self._config.bucket_step
             yield f"Squares of {side} px are trained at {trained} px, the next multiple of {self._config.bucket_step}."
+
+
+def _row(item: Item) -> tuple[Any, ...]:
+    return item.name, item.size, item.repeats, item.caption
+
+
+def _check_captions(found: Scan, class_prompt: str) -> None:
+    """Without a caption a regularisation image would only teach what the model draws for an empty prompt."""
+    if found.missing_captions and not class_prompt:
+        raise PlainError(
+            f"{len(found.missing_captions)} of the {len(found.items)} regularisation images in {found.folder} have no "
+            "caption: give data.class_prompt what they show, such as 'a photo of a cat', or put captions beside them."
+        )

@@ -1,4 +1,4 @@
-"""Image files that a data set passes by: masks, and those that a list in its folder names."""
+"""Image files that a data set passes by: those that a list in its folder names."""
 
 from __future__ import annotations
 
@@ -6,21 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lora_trainer.contracts import PlainError
-from lora_trainer.data.captions import file_name, read_text, spelled
+from lora_trainer.data.captions import file_name, is_text, read_text, spelled
 
-MASK = "-masklabel"  # behind the stem of an image's name: its mask, as OneTrainer names it
 EXCLUDED = "lora_trainer_excluded.txt"
 HEADING = "# Images that are not trained on, one name a line, relative to this folder; take a line out to have it back."
-
-
-def without_masks(images: Sequence[str]) -> list[str]:
-    """Images that are no mask of another one."""
-    stems = {image: spelled(image.rpartition(".")[0]) for image in images}
-    all_stems = set(stems.values())
-    return [
-        image for image, stem in stems.items()
-        if not (stem.endswith(MASK) and stem.removesuffix(MASK) in all_stems)
-    ]  # fmt: skip
 
 
 def without_excluded(folder: Path, images: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -62,14 +51,6 @@ def with_excluded(folder: Path, names: Iterable[str]) -> str:
 
 def _line(name: str) -> str:
     line = f"./{name}" if name.startswith("#") else name  # else it would be read as a comment
-    if [file_name(part) for part in line.splitlines()] != [name] or not _is_text(name):
+    if [file_name(part) for part in line.splitlines()] != [name] or not is_text(name):
         raise PlainError(f"The name {name!r} does not fit into a line of {EXCLUDED}: rename the file, or move it away.")
     return line
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from lora_trainer.contracts import PlainError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+OTHER_ENDINGS = (  # of pictures that are not read
+    ".heic", ".heif", ".jxl", ".jp2", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw", ".svg", ".tga", ".ico",
+)  # fmt: skip
 
 # Pillow chooses its reader by content, not by ending; without this list a ".png" could start its PostScript reader,
 # which runs an external interpreter.
@@ -41,7 +46,7 @@ _DAMAGED = (
     Image.DecompressionBombError,
 )
 
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4: 1 upright, 5 to 8 lie on their side
 _SIDEWAYS = (5, 6, 7, 8)
@@ -80,10 +85,10 @@ def header(path: Path) -> Iterator[Image.Image]:
         raise PlainError(_sentence(path, error)) from error
 
 
-def load_rgb(path: Path) -> Image.Image:
+def load_rgb(path: Path, ground: tuple[int, int, int] = WHITE) -> Image.Image:
     """The image upright, in 8-bit RGB.
 
-    Turned as its EXIF orientation says; transparent parts are laid on white; of an animation the first frame; 16-bit
+    Turned as its EXIF orientation says; transparent parts are laid on `ground`; of an animation the first frame; 16-bit
     and floating-point grey is scaled to 8 bits. Raises PlainError that names the file if it is damaged, cut short or
     too large.
     """
@@ -93,7 +98,7 @@ def load_rgb(path: Path) -> Image.Image:
             # The TIFF reader turns the pixels itself while loading, in every release since Pillow 6.
             turn = 1 if image.format == "TIFF" else _orientation(image)
             image.load()
-            upright = _to_rgb(image)
+            upright = _to_rgb(image, ground)
             return upright.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else upright
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
@@ -140,6 +145,20 @@ def load_alpha(path: Path) -> Image.Image:
             image.load()
             alpha = image.convert("RGBA").getchannel("A") if _has_alpha(image) else Image.new("L", image.size, 255)
             return alpha.transpose(_UPRIGHT_BY[turn]) if turn in _UPRIGHT_BY else alpha
+    except _DAMAGED as error:
+        raise PlainError(_sentence(path, error)) from error
+
+
+def load_grey(path: Path) -> Image.Image:
+    """A mask: the image upright, in 8-bit grey; transparent parts of it are black. Raises PlainError as `load_rgb`."""
+    return load_rgb(path, BLACK).convert("L")
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether the image can have transparent parts, from its header alone. Raises PlainError as `image_size`."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return _has_alpha(image)
     except _DAMAGED as error:
         raise PlainError(_sentence(path, error)) from error
 
@@ -214,6 +233,8 @@ def _sentence(path: Path, error: BaseException) -> str:
         return f"{path} was not found: it has been moved or deleted since the folder was read."
     if isinstance(error, PermissionError):
         return f"{path} may not be read: change its permissions or take it out of the folder."
+    if isinstance(error, Image.UnidentifiedImageError) and path.suffix.lower() == ".avif" and "AVIF" not in Image.OPEN:
+        return f"{path.name} needs Pillow 11.3 or newer, and {PIL.__version__} is installed: save it as PNG or JPEG."
     if isinstance(error, Image.UnidentifiedImageError):
         return f"{path.name} is not an image that can be read: replace it or take it out of the folder."
     return f"{path.name} is damaged or cut short ({error}): replace it or take it out of the folder."

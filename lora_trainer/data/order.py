@@ -45,28 +45,36 @@ class Order:
     for the next epoch, so every batch is full and every image is seen equally often, give or take what waits.
     Micro-batches are numbered as they leave, samples within them run on; with a single bucket, batch 2 and twice
     batch 1 see the same samples at the same positions.
+
+    Some items may be others' companions: then each sample of an epoch is followed into the queues by one of a
+    companion, so that both kinds are seen equally often, and companions come round in permutations of their own. How
+    many there are does not matter; of many, an epoch shows a part.
     """
 
-    def __init__(self, seed: int, buckets_of_items: Sequence[int], repeats: Sequence[int], batch_size: int) -> None:
-        """`repeats` holds how often each item is seen in an epoch; raises ValueError if there is nothing to see."""
-        if len(repeats) != len(buckets_of_items) or not len(repeats) or min(repeats) < 1 or batch_size < 1:
+    def __init__(
+        self, seed: int, buckets_of_items: Sequence[int], repeats: Sequence[int], batch_size: int, companions: int = 0
+    ) -> None:
+        """`repeats` holds how often each item is seen in an epoch (of companions: in a round); the last `companions`
+        items are such. Raises ValueError if there is nothing to see."""
+        counts = np.asarray(repeats, dtype=np.int64)
+        own = len(counts) - companions
+        if len(counts) != len(buckets_of_items) or min(own, batch_size, *repeats) < 1 or companions < 0:
             raise ValueError("an order needs at least one item, and repeats and a batch size of at least 1")
         self._seed = seed
         self._batch_size = batch_size
         self._buckets = np.asarray(buckets_of_items, dtype=np.int64)
-        counts = np.asarray(repeats, dtype=np.int64)
-        self._repeats = counts
-        self._slots = np.repeat(np.arange(len(counts)), counts)  # item of each sample of an unshuffled epoch
-        self._turns = np.arange(len(self._slots)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._epochs_a_block = max(1, _BLOCK // len(self._slots), -(-batch_size // len(self._slots)))
+        self._own = _Round(np.arange(own), counts[:own])
+        self._companions = _Round(np.arange(own, len(counts)), counts[own:]) if companions else None
+        size = self.samples_per_epoch
+        self._epochs_a_block = max(1, _BLOCK // size, -(-batch_size // size))
         nothing = np.empty(0, dtype=np.int64)
         self._starts = [_Left(0, nothing, nothing)]  # by block; small, since a queue holds less than a batch
         self._block: tuple[int, _Block] | None = None  # the one in use
 
     @property
     def samples_per_epoch(self) -> int:
-        """Images times their repeats."""
-        return len(self._slots)
+        """Items times their repeats; with companions twice as many."""
+        return len(self._own) * (2 if self._companions else 1)
 
     def micro_batch(self, index: int) -> list[Sample]:
         """The samples of micro-batch `index`, from 0; any index in any order, cheapest when it grows."""
@@ -113,12 +121,37 @@ class Order:
         return block, _Left(start.emitted + len(batches), items[waiting], visits[waiting])
 
     def _epoch(self, epoch: int) -> tuple[Integers, Integers]:
-        """Items and visits of one epoch, shuffled.
+        """Items and visits of one epoch, shuffled."""
+        own = self._own.shuffled(epoch, [self._seed, epoch])
+        if self._companions is None:
+            return own
+        first, last = epoch * len(self._own), (epoch + 1) * len(self._own)
+        rounds = range(first // len(self._companions), (last - 1) // len(self._companions) + 1)
+        # three numbers, so that no round of companions has the seed of an epoch
+        shown = [self._companions.shuffled(number, [self._seed, number, 1]) for number in rounds]
+        skipped = first - rounds[0] * len(self._companions)
+        pairs = (np.concatenate(column)[skipped : skipped + len(self._own)] for column in zip(*shown, strict=True))
+        items, visits = (np.stack(pair, axis=1).reshape(-1) for pair in zip(own, pairs, strict=True))
+        return items, visits
+
+
+class _Round:
+    """Items times their repeats: what is shuffled together."""
+
+    def __init__(self, items: Integers, repeats: Integers) -> None:
+        self._items = np.repeat(items, repeats)
+        self._repeats = np.repeat(repeats, repeats)
+        self._turns = np.arange(len(self._items)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def shuffled(self, number: int, seed: list[int]) -> tuple[Integers, Integers]:
+        """Items and visits of round `number`.
 
         Sorts by raw 64-bit draws: NumPy promises a bit generator's stream for ever, but not Generator.permutation's
         (NumPy's compatibility policy for numpy.random, NEP 19).
         """
-        draws = np.random.PCG64(np.random.SeedSequence([self._seed, epoch])).random_raw(len(self._slots))
+        draws = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(len(self._items))
         shuffled = np.argsort(draws, kind="stable")
-        items = self._slots[shuffled]
-        return items, epoch * self._repeats[items] + self._turns[shuffled]
+        return self._items[shuffled], number * self._repeats[shuffled] + self._turns[shuffled]

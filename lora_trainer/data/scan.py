@@ -12,9 +12,10 @@ from typing import NamedTuple
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.caption_sources import CaptionSources, Place, counting, read_tables
 from lora_trainer.data.captions import Text, read_text
-from lora_trainer.data.excluded import EXCLUDED, without_excluded, without_masks
-from lora_trainer.data.images import ENDINGS, image_size
+from lora_trainer.data.excluded import EXCLUDED, without_excluded
+from lora_trainer.data.images import ENDINGS, OTHER_ENDINGS, image_size
 from lora_trainer.data.listing import listing
+from lora_trainer.data.mask_files import MaskFiles
 
 _REPEATS = re.compile(r"([1-9][0-9]*)_")  # sd-scripts' folder names: "10_name" is shown ten times
 _MOST_REPEATS = 1000  # the bound of data.repeats; "2023_summer" is a year, not a number of repeats
@@ -32,6 +33,7 @@ class Item:
     caption: str  # "" where none was found
     caption_source: str  # name of the metadata file, ".txt", ".caption", or "" where none was found
     repeats: int  # times an epoch shows it, from the folder's name
+    mask: Path | None = None  # the file beside it that says which parts of it are learned
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,7 +75,7 @@ def scan(
 ) -> Scan:
     """Find the images of a folder and its sub-folders, with their captions.
 
-    Masks (see `excluded.MASK`) and images that lora_trainer_excluded.txt names are passed by. Captions come from
+    Masks (see `MaskFiles`) and images that lora_trainer_excluded.txt names are passed by. Captions come from
     `metadata` (or metadata.csv, then metadata.jsonl in the folder), then from .txt, then from .caption files beside the
     images. `size_of` gives an image's width and height, upright, or raises PlainError; `text_of` reads a text file;
     `files` are the names of all files, where the caller has listed them. Raises PlainError for a folder without a
@@ -81,11 +83,14 @@ def scan(
     """
     check_folder(folder, metadata)
     files = list(listing(folder) if files is None else files)
-    there = without_masks([file for file in files if file.lower().endswith(ENDINGS)])
+    pictures = [file for file in files if file.lower().endswith(ENDINGS)]
+    masks = MaskFiles(pictures)
+    there = [file for file in pictures if file not in masks.names]
+    others = _of_other_kinds(files)
     if not there:
         raise PlainError(
             f"{folder} has no images in it or its sub-folders: put some there with one of the endings "
-            f"{', '.join(ENDINGS)}."
+            f"{', '.join(ENDINGS)}.{''.join(f' {told}' for told in others)}"
         )
     images, excluded = without_excluded(folder, there)
     sizes, unreadable = _sizes(folder, images, size_of)
@@ -94,12 +99,15 @@ def scan(
     tables = read_tables(folder, metadata)
     captions = CaptionSources(folder, files, there, tables, text_of)
     places = {name: captions.of(name) for name in sizes}
-    bare = [Item(folder / name, name, *size, "", "", _repeats(name)) for name, size in sizes.items()]
+    bare = [
+        Item(folder / name, name, *size, "", "", _repeats(name), folder / mask if (mask := masks.of(name)) else None)
+        for name, size in sizes.items()
+    ]
     blank = Scan(
         folder, tuple(bare), unreadable, (), captions.rows_without_image(), {}, (), excluded,
         doubled_rows=tuple(name for table in tables for name in table.doubles),
         not_unicode=tuple(captions.not_unicode),
-        read_with=tuple(captions.warnings),
+        read_with=(*others, *captions.warnings),
     )  # fmt: skip
     return recaptioned(blank, places)
 
@@ -153,6 +161,13 @@ def _repeats(name: str) -> int:
         if found and int(found[1]) <= _MOST_REPEATS:
             return int(found[1])
     return 1
+
+
+def _of_other_kinds(files: Iterable[str]) -> list[str]:
+    """A word on pictures that would be passed by without one, as a phone's are."""
+    found = [file for file in files if file.lower().endswith(OTHER_ENDINGS)]
+    told = "1 picture is of a kind" if len(found) == 1 else f"{len(found)} pictures are of kinds"
+    return [f"{told} that cannot be read: {_some(found)}. Save such as PNG or JPEG."] if found else []
 
 
 def _warnings(

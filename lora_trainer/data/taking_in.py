@@ -15,8 +15,8 @@ from lora_trainer.data import caption_files
 from lora_trainer.data.arriving import KINDS, Group, Left, Table, arriving, items_in, said_by, stem_of
 from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import one_line, spelled
-from lora_trainer.data.excluded import MASK
 from lora_trainer.data.images import ENDINGS
+from lora_trainer.data.mask_files import MASK
 from lora_trainer.data.scan import Item
 
 _ITS_TABLES = ("metadata.csv", "metadata.jsonl")
@@ -187,9 +187,13 @@ def _caption(tables: list[Table], staged: Path, taken: Taken, prompts: Mapping[s
     ]  # fmt: skip
     files = _files(taken.folder, items, bool(tables))
     for name, caption in new.items():
-        files.put(name, caption)
+        try:
+            files.put(name, caption)
+        except PlainError as error:  # a name that cannot stand there, which must not cost the others
+            taken.left.append(Left(name, str(error)))
+        else:
+            taken.captions += 1
     files.save()
-    taken.captions += len(new)
 
 
 def _is_one(tables: list[Table]) -> bool:

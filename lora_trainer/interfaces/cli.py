@@ -132,11 +132,15 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verb = _verb(verbs, "export", "write a LoRA file in another naming or precision")
+    verb = _verb(verbs, "export", "write a LoRA file in another naming or precision, or as a plain LoRA")
     verb.add_argument("--input", type=Path, required=True, metavar="FILE", help="LoRA file to read")
     verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
-    verb.add_argument("--format", choices=("kohya", "peft"), required=True,
-                      help="names of the tensors: kohya for the WebUIs, peft for diffusers")  # fmt: skip
+    verb.add_argument("--format", choices=("kohya", "peft", "lora"), required=True,
+                      help="names of the tensors: kohya for the WebUIs, peft for diffusers; lora: a plain LoRA of "
+                      "--rank out of any kind, in kohya's names")  # fmt: skip
+    verb.add_argument("--rank", type=int, metavar="N", help="rank of the plain LoRA, with --format lora")
+    verb.add_argument("--base", type=Path, metavar="FILE",
+                      help="checkpoint it was trained on, with --format lora for a DoRA or an OFT")  # fmt: skip
     verb.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="number format (default: as it is)")
     verb.set_defaults(do=_export)
 
@@ -225,7 +229,7 @@ def _sweep(several: Sequence[Variant], given: argparse.Namespace) -> int:
 def _export(given: argparse.Namespace) -> int:
     from lora_trainer.jobs.export import export
 
-    print(export(given.input, given.output, given.format, given.precision))
+    print(export(given.input, given.output, given.format, given.precision, rank=given.rank, base=given.base))
     return DONE
 
 

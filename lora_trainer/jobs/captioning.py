@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from lora_trainer.captioners.registry import captioner_of
 from lora_trainer.captioners.wording import joined, worded
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.contracts import Captioner, Control, Event, Finished, Host, PlainError, Prepared, Told
-from lora_trainer.data.caption_files import CaptionFiles, Sidecars, Table
+from lora_trainer.data.caption_files import CaptionFiles, Sidecars, Table, refused
 from lora_trainer.data.captions import one_line, with_trigger
 from lora_trainer.data.images import load_rgb
 from lora_trainer.data.scan import Item, Scan, scan
@@ -60,8 +60,11 @@ class Plan:
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
 
 
-def plan_captions(config: CaptionConfig) -> Plan:
-    """Look at the folder and say what would be done; writes nothing. Raises PlainError."""
+def plan_captions(config: CaptionConfig, *, in_step: bool = False) -> Plan:
+    """Look at the folder and say what would be done; writes nothing. Raises PlainError.
+
+    `in_step`: captions are written to every place where an image has one, so that none hides another.
+    """
     if not config.input:
         raise PlainError("No folder of images is named; give its name with --input.")
     folder = Path(config.input).expanduser()
@@ -69,10 +72,12 @@ def plan_captions(config: CaptionConfig) -> Plan:
     found = scan(folder, target if target and target.is_file() else None)
     work = tuple(item for item in found.items if config.existing != "skip" or not item.caption)
     ending = "" if target else f".{config.format}"
-    warnings = [] if target else list(_unseen(work, ending))
+    warnings = [] if target or in_step else list(_unseen(work, ending))
     if not target:
         work, doubles = _one_for_each_file(work)
         warnings += doubles
+    work, unkept = _kept(work, ending)
+    warnings += unkept
     unreadable = [f"{one.reason} It is left out." for one in found.unreadable]
     return Plan(found, work, target, ending, (*unreadable, *warnings))
 
@@ -86,14 +91,17 @@ def captioner_for(config: CaptionConfig, host: Host) -> Captioner:
     return captioner_of(config, device, hosted)
 
 
-def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Iterator[Event]:
-    """Describe the images and write their captions; the last event is Finished.
+def caption_folder(
+    config: CaptionConfig, host: Host, control: Control, shelf: Callable[[Plan], CaptionFiles] | None = None
+) -> Iterator[Event]:
+    """Describe the images and write their captions; the last event is Finished. `shelf` makes what they are put into
+    where that is not what the options name.
 
     Stopping, also by the host's own Interrupt, takes effect after the batch under way, and what is done is kept, as it
     is when anything fails. Raises PlainError before anything is written for bad input, and later where the captioner
     or the disk fails.
     """
-    plan = plan_captions(config)
+    plan = plan_captions(config, in_step=shelf is not None)
     yield from (Told(warning, "warning") for warning in plan.warnings)
     if not plan.work:
         yield Finished("done", 0, None, "Every image has a caption already; nothing was changed.")
@@ -101,7 +109,7 @@ def caption_folder(config: CaptionConfig, host: Host, control: Control) -> Itera
     _check_writable(plan.target.parent if plan.target else plan.scan.folder)
     captioner = captioner_for(config, host)
     control = HostControl(control, host)
-    files = _files(plan)
+    files = shelf(plan) if shelf else _files(plan)
     counts = _Counts()
     with host.visit():
         try:
@@ -160,6 +168,13 @@ def _one_for_each_file(work: Sequence[Item]) -> tuple[tuple[Item, ...], list[str
         f"left out, such as {doubles[0]}: write a table to keep them apart."
     ] if doubles else []  # fmt: skip
     return tuple(first.values()), told
+
+
+def _kept(work: Sequence[Item], ending: str) -> tuple[tuple[Item, ...], list[str]]:
+    """The images whose captions can be kept where they go, and what is told of the others."""
+    reasons = {item.name: reason for item in work if (reason := refused(item.name, ending))}
+    told = [f"{len(reasons)} images are left out. The first: {next(iter(reasons.values()))}"] if reasons else []
+    return tuple(item for item in work if item.name not in reasons), told
 
 
 def _check_writable(folder: Path) -> None:

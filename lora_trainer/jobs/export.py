@@ -9,35 +9,76 @@ import torch
 
 from lora_trainer.contracts import NetworkState, PlainError
 from lora_trainer.jobs.lora_files import kohya_namer, read
+from lora_trainer.jobs.plain import Plain, plain_lora
+from lora_trainer.networks.changes import changes_of
 from lora_trainer.networks.dialects import to_kohya, to_peft
 from lora_trainer.networks.file import DTYPES, Precision, write_tensors
-from lora_trainer.networks.state import modules_of
+from lora_trainer.networks.metadata import described_as
+
+NOTHING = 1e-5  # of a change, in which float32 and half precision differ anyway
 
 
 def export(
-    input: Path, output: Path, format: Literal["kohya", "peft"] = "kohya", precision: Precision | None = None
+    input: Path,
+    output: Path,
+    format: Literal["kohya", "peft", "lora"] = "kohya",
+    precision: Precision | None = None,
+    *,
+    rank: int | None = None,
+    base: Path | None = None,
 ) -> str:
-    """Write the LoRA at `input` to `output`; its notes stay, but for its name. Sentences for the user, one a line.
+    """Write the network at `input` to `output`; its notes stay, but for its name. Sentences for the user, one a line.
 
-    Kohya's names are read by the WebUIs, peft's by diffusers. Without `precision` it stays what it is. Raises
-    PlainError for a file that is no LoRA, a name that is taken, and values that `precision` cannot hold.
+    Kohya's names are read by the WebUIs, peft's by diffusers, which know plain LoRA only. `lora` makes a plain LoRA of
+    `rank` out of any kind, in kohya's names, the nearest there is; DoRA and OFT need their `base` for it. Without
+    `precision` it stays what it is. Raises PlainError for a file that is no network, a name that is taken, and values
+    that `precision` cannot hold.
     """
     refuse_taken(output)
+    if (rank is None) != (format != "lora"):
+        raise PlainError("A rank goes with the format lora, and with no other: write --format lora --rank 16.")
     lora = read(input)
     precision = precision or _precision(lora.state)
-    tensors = to_kohya(lora.state, kohya_namer(lora.family)) if format == "kohya" else to_peft(lora.state)
-    # The WebUI lists files by this name and shows only one of two that share it.
-    names = {key: output.stem for key in ("ss_output_name", "modelspec.title") if key in lora.metadata}
     notes = {key: value for key, value in lora.metadata.items() if not key.startswith("sshs_")}
-    write_tensors(output, tensors, metadata={**notes, **names}, precision=precision)
-    modules = modules_of(lora.state)
-    told = [
-        f"Wrote {output}: {len(modules)} modules for {lora.family.title}, in the names of "
-        f"{'kohya (WebUIs)' if format == 'kohya' else 'peft (diffusers)'}, {precision}."
-    ]
-    if format == "peft" and any(weights.scale != 1 for weights in modules.values()):
+    # The WebUI lists files by this name and shows only one of two that share it.
+    notes |= {key: output.stem for key in ("ss_output_name", "modelspec.title") if key in notes}
+    told: list[str] = []
+    state = lora.state
+    if rank is not None:
+        plain = plain_lora(lora, rank, base, input.name)
+        state, notes = plain.state, notes | described_as("lora", rank, float(rank), convolutions=_windows(plain.state))
+        told.append(_lost(plain))
+    elif format == "peft":
+        _refuse_but_plain(state, input)
+    tensors = to_peft(state) if format == "peft" else to_kohya(state, kohya_namer(lora.family))
+    write_tensors(output, tensors, metadata=notes, precision=precision)
+    changes = changes_of(state)
+    names = "peft (diffusers)" if format == "peft" else "kohya (WebUIs)"
+    made = f"{len(changes)} modules for {lora.family.title}, in the names of {names}, {precision}"
+    told.insert(0, f"Wrote {output}: {made}.")
+    if format == "peft" and any(change.scale != 1 for change in changes.values()):
         told.append("These names know no alpha, so alpha / rank was multiplied into lora_B.")
     return "\n".join(told)
+
+
+def _lost(plain: Plain) -> str:
+    if plain.error < NOTHING:
+        return "It does what the file did: nothing of its change is lost."
+    name, worst = plain.worst
+    return f"Of the change {plain.error:.1%} is lost (of {name} most, {worst:.1%}); a higher rank loses less."
+
+
+def _refuse_but_plain(state: NetworkState, input: Path) -> None:
+    kinds = {change.kind for change in changes_of(state).values()} - {"lora"}
+    if kinds:
+        raise PlainError(
+            f"{input.name} is of the kind {min(kinds)}, for which diffusers has no names; make it a plain LoRA first, "
+            "with --format lora --rank 16."
+        )
+
+
+def _windows(state: NetworkState) -> bool:
+    return any(tensor.dim() == 4 and tensor.shape[-1] > 1 for tensor in state.values())
 
 
 def refuse_taken(output: Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.jobs.lora_files import read
-from lora_trainer.networks.dialects import is_lora, other_kind
+from lora_trainer.networks.changes import Change, changes_of
+from lora_trainer.networks.dialects import is_network, unread
 from lora_trainer.networks.metadata import RECIPE
-from lora_trainer.networks.state import ModuleWeights, modules_of
 from lora_trainer.weights.read import read_header, read_metadata
 
 _BLOCK = re.compile(r"(unet)\.(mid_block|\w+_blocks\.\d+)|(text_encoder\w*)\.encoder\.layers\.(\d+)")
 _LONGEST = 200  # characters of a note that are shown
+_KINDS = {"lora": "LoRA", "locon": "LoCon", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Report:
     """What is told of a file; `str` gives it as text. Empty fields do not apply."""
 
     path: Path
-    kind: str  # "LoRA", "base model", "a LoHa", ...
+    kind: str  # "LoRA", "LoHa", "base model", "a GLoRA" (which is not read), ...
     family: str = ""  # title
     told_by: str = ""  # of a base model: how its prediction was told
     prediction: str = ""
@@ -37,14 +38,16 @@ class Report:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __str__(self) -> str:
-        lines = [f"{self.path.name}: {self.kind}" + (f" for {self.family}" if self.kind == "LoRA" else "")]
+        lines = [f"{self.path.name}: {self.kind}" + (f" for {self.family}" if self.modules else "")]
         if self.kind == "base model":
             lines = [f"{self.path.name}: base model, {self.family}, predicts {self.prediction} ({self.told_by})"]
         if self.modules:
             counts = ", ".join(f"{count} in {part}" for part, count in self.modules.items())
             lines.append(f"  modules    {counts}")
-            lines.append(f"  rank       {_listed(self.ranks)}")
-            lines.append(f"  alpha      {_listed(self.alphas)}")
+            if self.ranks:
+                lines.append(f"  rank       {_listed(self.ranks)}")
+            if self.alphas:
+                lines.append(f"  alpha      {_listed(self.alphas)}")
         if self.precision:
             lines.append(f"  precision  {self.precision}")
         if self.norms:
@@ -66,26 +69,34 @@ def inspect(path: Path) -> Report:
     if path.is_dir():
         return _base(path, {})
     header, metadata = read_header(path), read_metadata(path)
-    other = other_kind(header)
+    other = unread(header)
     if other:
         return Report(path, other[0], precision=_listed({info.dtype for info in header.values()}), metadata=metadata)
-    if not is_lora(header):
+    if not is_network(header):
         return _base(path, metadata)
     lora = read(path)
-    modules = modules_of(lora.state)
+    modules = changes_of(lora.state)
     parts = [name.partition(".")[0] for name in modules]
+    scaled = [change for change in modules.values() if change.rank and change.kind != "oft"]
     return Report(
         path,
-        "LoRA",
+        _kind(modules),
         family=lora.family.title,
         precision=_listed({info.dtype for name, info in header.items() if not name.endswith(".alpha")}),
-        ranks=tuple(sorted({weights.rank for weights in modules.values()})),
-        alphas=tuple(sorted({weights.alpha for weights in modules.values()})),
+        ranks=tuple(sorted({change.rank for change in modules.values() if change.rank})),
+        alphas=tuple(sorted({change.alpha for change in scaled})),
         modules={part: parts.count(part) for part in dict.fromkeys(parts)},
         norms=_norms(modules),
         recipe=_recipe(metadata),
         metadata=metadata,
     )
+
+
+def _kind(modules: Mapping[str, Change]) -> str:
+    """ "LoRA", "LoCon", "DoRA", ... or several, joined; LoCon is LoRA that reaches windowed convolutions."""
+    kinds = {change.kind for change in modules.values()}
+    windowed = any(change.kind == "lora" and change.plain().down[0, 0].numel() > 1 for change in modules.values())
+    return " and ".join(sorted(_KINDS["locon" if kind == "lora" and windowed else kind] for kind in kinds))
 
 
 def recipe_in(path: Path) -> dict[str, Any]:
@@ -102,12 +113,15 @@ def _base(path: Path, metadata: Mapping[str, str]) -> Report:
     return Report(path, "base model", family=title, told_by=facts.reason, prediction=prediction, metadata=metadata)
 
 
-def _norms(modules: Mapping[str, ModuleWeights]) -> dict[str, float]:
+def _norms(modules: Mapping[str, Change]) -> dict[str, float]:
+    """By block; nothing for kinds whose change depends on the base."""
     squares: dict[str, float] = {}
-    for name, weights in modules.items():
-        match = _BLOCK.match(name)
-        block = " ".join(part for part in match.groups() if part) if match else name.partition(".")[0]
-        squares[block] = squares.get(block, 0.0) + weights.norm() ** 2
+    for name, change in modules.items():
+        norm = change.norm()
+        if norm is not None:
+            match = _BLOCK.match(name)
+            block = " ".join(part for part in match.groups() if part) if match else name.partition(".")[0]
+            squares[block] = squares.get(block, 0.0) + norm**2
     return {block: squares[block] ** 0.5 for block in sorted(squares, key=_natural)}
 
 

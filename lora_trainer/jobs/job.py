@@ -10,11 +10,10 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
-from lora_trainer.config.load import dump, load
-from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Event, Finished, PlainError, Prepared, Saved, Skipped, Started, Stepped, Told
 from lora_trainer.jobs.events import EventLog, Numbered, jsonable
-from lora_trainer.jobs.files import STATE_ENDING, RunFiles, files_at
+from lora_trainer.jobs.files import STATE_ENDING
+from lora_trainer.jobs.tasks import Chore, Task, Training, task_of
 from lora_trainer.train.control import Controls
 
 State = Literal["queued", "running", "paused", "done", "failed", "stopped"]
@@ -25,18 +24,6 @@ _AFTER_A_CRASH = 1_000_000  # more events than can have come between the last re
 
 class WrongMoment(PlainError):
     """An order that does not fit the state of the job."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a job does, as it was resolved when it was submitted."""
-
-    config: RunConfig  # with the name under which it really writes
-    files: RunFiles
-    steps: int
-    resolution: int  # pixels
-    kind: str  # by `estimate.kind_of`
-    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Status:
 
 
 class Job:
-    """A training in the queue, under way or over. Every method may be called from any thread.
+    """A training or a chore in the queue, under way or over. Every method may be called from any thread.
 
     Orders that do not fit the state raise WrongMoment; those that are fulfilled already do nothing.
     """
@@ -73,13 +60,19 @@ class Job:
         self._seconds: deque[float] = deque(maxlen=_SMOOTHED)
         self._saved = dict.fromkeys(saved)  # LoRA files in the order they were written, each once
         self._lock = RLock()
+        self._counted: float | None = None  # when images of a chore were counted last
 
     # --- what it is ---
 
     @property
     def name(self) -> str:
-        """Name of the LoRA, without folder and ending."""
-        return self.task.files.name
+        """Name of the LoRA, or of what else it is about."""
+        return self.task.name
+
+    @property
+    def training(self) -> Training | None:
+        """Its task, where that is a training."""
+        return self.task if isinstance(self.task, Training) else None
 
     @property
     def status(self) -> Status:
@@ -129,7 +122,7 @@ class Job:
     @property
     def resumable_from(self) -> int | None:
         """Steps done in the newest state on disk; None where there is none."""
-        return max(self.task.files.steps_saved(STATE_ENDING), default=None)
+        return max(self.training.files.steps_saved(STATE_ENDING), default=None) if self.training else None
 
     @property
     def log(self) -> EventLog:
@@ -151,14 +144,17 @@ class Job:
             state = self.state
             self.control.stop()
             if state == "queued":
-                self._finish("stopped", None, "Stopped while it waited for its turn; nothing was trained.")
+                done = "trained" if self.training else "changed"
+                self._finish("stopped", None, f"Stopped while it waited for its turn; nothing was {done}.")
             elif state in ("running", "paused"):
-                self._set(state="running", message="Stopping: the step under way is finished, then all is saved.")
+                now = "step" if self.training else "image"
+                self._set(state="running", message=f"Stopping: the {now} under way is finished, then all is saved.")
         if not self.ended or state == "queued":
             self.changed(self)
 
     def pause(self) -> None:
         """Hold still after the step under way."""
+        self._expect_training("paused")
         self._expect("pause", "running", "paused")
         with self._lock:
             if self.state == "running" and not self.control.stopped():
@@ -175,15 +171,24 @@ class Job:
 
     def save_now(self) -> None:
         """Write a checkpoint after the step under way."""
+        self._expect_training("saved")
         self._expect("save", "running", "paused")
         self.control.save_now()
 
     def sample_now(self) -> None:
         """Draw the samples after the step under way."""
+        training = self._expect_training("sampled")
         self._expect("draw samples of", "running", "paused")
-        if not self.task.config.samples.prompts:
+        if not training.config.samples.prompts:
             raise PlainError(f"Samples of {self.name} were asked for, but no prompt was given; set samples.prompts.")
         self.control.sample_now()
+
+    def _expect_training(self, what: str) -> Training:
+        if self.training is None:
+            raise WrongMoment(
+                f"{self.name} is no training, and cannot be {what}; it can be stopped, and keeps what is done."
+            )
+        return self.training
 
     def _expect(self, what: str, *states: State) -> None:
         state = self.state
@@ -201,7 +206,7 @@ class Job:
         self.changed(self)
         return True
 
-    def again(self, task: Task, raw: Mapping[str, Any]) -> None:
+    def again(self, task: Training, raw: Mapping[str, Any]) -> None:
         """Queue it once more, to go on from its newest state."""
         with self._lock:
             self.task, self.raw, self.control, self.queued = task, raw, Controls(), time.time()
@@ -216,6 +221,8 @@ class Job:
             match event:
                 case Told():
                     self._set(message=event.text)
+                case Prepared() if self.training is None:
+                    self._count(event)
                 case Prepared():
                     self._set(message=f"Preparing {event.what}: {event.done} of {event.total}")
                 case Started():
@@ -239,6 +246,16 @@ class Job:
             self._finish(finished.outcome, finished.path, finished.text, finished.step)
         self.changed(self)
 
+    def _count(self, event: Prepared) -> None:
+        """An image more of a chore; the first ones tell no pace, because a model was loaded before them."""
+        now, done = time.monotonic(), event.done - self.step
+        if self._counted is not None and done > 0:
+            self._seconds.append((now - self._counted) / done)
+        self._counted = now if event.done else None
+        pace = sum(self._seconds) / len(self._seconds) if self._seconds else None
+        message = f"{event.done} of {event.total} images"
+        self._set(step=event.done, total_steps=event.total, message=message, seconds_per_step=pace)
+
     def _finish(self, outcome: Literal["done", "stopped", "failed"], path: Path | None, text: str,
                 step: int | None = None) -> None:  # fmt: skip
         step = self.step if step is None else step
@@ -254,10 +271,8 @@ class Job:
         """What a later server needs to know, as JSON values."""
         with self._lock:
             task, status = self.task, self._status
-            place = {"folder": str(task.files.folder.absolute()), "work": str(task.files.work.absolute())}
             return {
-                "raw": jsonable(self.raw), "config": dump(task.config), "name": self.name, **place,
-                "steps": task.steps, "resolution": task.resolution, "kind": task.kind, "queued": self.queued,
+                "raw": jsonable(self.raw), **task.record(), "queued": self.queued,
                 "last": self.log.last,
                 "saved": [str(path) for path in self._saved],
                 "status": {"state": status.state, "step": status.step, "total_steps": status.total_steps,
@@ -267,22 +282,22 @@ class Job:
     @classmethod
     def remembered(cls, id: str, record: Mapping[str, Any], events: Callable[[], list[Numbered]]) -> Job:
         """The job of an earlier server. Raises KeyError, TypeError, ValueError and ConfigError for a foreign record."""
-        config = load(record["config"])
-        files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
-        task = Task(config, files, record["steps"], record["resolution"], record["kind"])
+        task = task_of(record)
         status = Status(**record["status"], seconds_per_step=None)
         last = int(record["last"])
         if status.state in ("queued", "running", "paused"):
-            status = replace(status, state="stopped", message=_cut_off(status, files))
+            status = replace(status, state="stopped", message=_cut_off(status, task))
             last += _AFTER_A_CRASH
         return cls(id, record["raw"], task, log=lambda: EventLog(events(), last), status=status,
                    saved=map(Path, record["saved"]), queued=float(record["queued"]))  # fmt: skip
 
 
-def _cut_off(status: Status, files: RunFiles) -> str:
+def _cut_off(status: Status, task: Task) -> str:
+    if isinstance(task, Chore):
+        return f"The server ended after {status.step} of {status.total_steps} images, which are kept; start it again."
     if status.state == "queued":
         return "The server ended while this was waiting; Resume puts it into the queue again."
-    saved = files.steps_saved(STATE_ENDING)
+    saved = task.files.steps_saved(STATE_ENDING)
     if not saved:
         return "The server ended while this was running; nothing had been saved yet, so Resume begins anew."
     return f"The server ended while this was running; Resume goes on from step {saved[-1]} of {status.total_steps}."

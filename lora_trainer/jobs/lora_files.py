@@ -13,9 +13,9 @@ from lora_trainer.contracts import Family, NetworkState, PlainError
 from lora_trainer.families.diffusion import DiffusionFamily
 from lora_trainer.families.lora_names import kohya_text_name
 from lora_trainer.families.registry import families
-from lora_trainer.networks.dialects import KohyaName, module_names, refuse_other_kinds, to_state
+from lora_trainer.networks.changes import Change, changes_of
+from lora_trainer.networks.dialects import KohyaName, module_names, refuse_unread, to_state
 from lora_trainer.networks.file import read_lora
-from lora_trainer.networks.state import ModuleWeights, modules_of
 
 # Widths of the full-size models: of the text states that cross attention reads, and of each text encoder
 # (CompVis v1-inference.yaml, Stability's v2-inference.yaml and sd_xl_base.yaml).
@@ -38,7 +38,7 @@ class LoraFile(NamedTuple):
 def read(path: Path) -> LoraFile:
     """The LoRA at `path`, of whatever family. Raises PlainError if it is none, or its family cannot be told."""
     tensors, metadata = read_lora(path)
-    refuse_other_kinds(tensors, path.name)
+    refuse_unread(tensors, path.name)
     family = family_of(tensors, metadata, path.name)
     return LoraFile(to_state(tensors, family.module_of, path.name), metadata, family)
 
@@ -93,10 +93,10 @@ def _noted(metadata: Mapping[str, str]) -> str:
 
 
 def _widths_agree(family: Family, state: NetworkState) -> bool:
-    modules = modules_of(state)
+    modules = changes_of(state)
     if any(_DEEP.match(name) for name in modules) and family.name != "sdxl":
         return False
-    return all(_expected(family.name, name) in (None, _width(weights)) for name, weights in modules.items())
+    return all(_agrees(_expected(family.name, name), change) for name, change in modules.items())
 
 
 def _expected(family: str, name: str) -> int | None:
@@ -106,5 +106,6 @@ def _expected(family: str, name: str) -> int | None:
     return _TEXT[family].get(match[1]) if match else None
 
 
-def _width(weights: ModuleWeights) -> int:
-    return weights.down[0].numel()
+def _agrees(width: int | None, change: Change) -> bool:
+    """Whether the layer's inputs may be so many; an OFT does not tell."""
+    return width is None or change.shape[1] in (None, width)

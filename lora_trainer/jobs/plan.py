@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import secrets
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
+from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
 from lora_trainer.jobs.planned import (
     Choice,
     RunPlan,
@@ -31,6 +30,8 @@ from lora_trainer.jobs.planned import (
     save_interval,
     taken,
 )
+from lora_trainer.jobs.readers import unread_note
+from lora_trainer.jobs.validating import hold_out, look_interval, measured_on, validation_choice
 from lora_trainer.train.optimizer_kinds import KINDS
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
@@ -44,6 +45,7 @@ class Plan(RunPlan):
     lent: LentModel
     scan: Scan
     data: DataSet
+    held_out: DataSet | None  # what is measured on and not trained on
     resolution: int  # pixels
     clip_skip: int
 
@@ -61,9 +63,7 @@ class Plan(RunPlan):
 
     @property
     def data_digest(self) -> str:
-        """Changes with the names, sizes, repeats and captions of the images."""
-        listed = [(item.name, item.size, item.repeats, item.caption) for item in self.data.items]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        return self.data.digest()
 
     @property
     def smaller(self) -> str:
@@ -78,7 +78,9 @@ class Plan(RunPlan):
         images = len(self.scan.items)
         captioned = images - len(self.scan.missing_captions)
         share = "all" if captioned == images else captioned or "none"
-        return f"{images} {'image' if images == 1 else 'images'}, {share} with captions"
+        of_class = len(self.data.class_items)
+        told = f"{images} {'image' if images == 1 else 'images'}, {share} with captions"
+        return f"{told}, and as many looks at {of_class} of the class" if of_class else told
 
     @property
     def size_told(self) -> str:
@@ -100,6 +102,7 @@ class Plan(RunPlan):
         return {
             "images": len(self.scan.items),
             "captioned": len(self.scan.items) - len(self.scan.missing_captions),
+            "class_images": len(self.data.class_items),
             "resolution": self.resolution,
             "family": self.family.name,
         }
@@ -126,12 +129,19 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
-    data = DataSet(found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config))
+    of_class = class_scan(config.data, found)
+    trained, kept_back = hold_out(config, found)
+    data = DataSet(
+        trained, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config),
+        class_scan=of_class,
+    )  # fmt: skip
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
     method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
+    held_out = measured_on(config, kept_back, resolution) if kept_back else None
+    validate_every = look_interval(config, steps) if held_out else 0
     save_every, save_choice = save_interval(config, steps)
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
     choices = (
@@ -141,13 +151,10 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("captions", _captions_found(found), ""),
         Choice("resolution", f"{resolution} px", "" if config.data.resolution else f"what {family.title} was made for"),
         Choice("buckets", data.bucket_table(), ""),
+        *data_choices(config.data, data),
         step_choice,
         Choice("batch", _batch(config, processes), ""),
-        Choice(
-            "network",
-            f"{config.network.kind}, rank {config.network.rank}, alpha {alpha:g}, {config.network.targets} layers",
-            "" if config.network.alpha is not None else "alpha is half of the rank unless it is given",
-        ),
+        _network(config, alpha),
         rate_choice,
         Choice("optimizer", *method.optimizer(config)),
         Choice("objective", *method.objective(config, lent.facts.prediction)),
@@ -155,17 +162,38 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
         save_choice,
+        *([validation_choice(config, held_out, validate_every)] if held_out else []),
         file_choice,
     )
     return Plan(
-        config=config, family=family, lent=lent, scan=found, data=data, files=files, device=device, dtype=dtype,
-        processes=processes, seed=seed, resolution=resolution,
+        config=config, family=family, lent=lent, scan=found, data=data, held_out=held_out, files=files,
+        device=device, dtype=dtype, processes=processes, seed=seed, resolution=resolution,
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
-        alpha=alpha, rates=rates, steps=steps, save_every=save_every,
+        alpha=alpha, rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,
         sample_every=config.samples.every or save_every, choices=choices,
-        notes=(*found.warnings, *data.warnings, *_unwell(found, data, config.data.trigger), *taken(file_choice),
-               *method.advice(config)),
+        notes=(
+            *found.warnings, *class_warnings(of_class), *data.warnings, *unused_masks(config.data, data),
+            *_unwell(found, data, config.data.trigger), *unread_note(config.network.kind, host.name),
+            *taken(file_choice), *method.advice(config),
+        ),
     )  # fmt: skip
+
+
+def _network(config: RunConfig, alpha: float) -> Choice:
+    network = config.network
+    told = [network.kind, f"rank {network.rank}"]
+    if network.kind != "oft":
+        told.append(f"alpha {alpha:g}" + (" / sqrt(rank)" if network.rslora else ""))
+    told.append(f"layers with {' or '.join(network.layers)}" if network.layers else f"{network.targets} layers")
+    if network.kind == "locon" and not network.layers and network.targets != "all":
+        told.append("and the convolutions")
+    told += [f"rank of {rule}" for rule in network.ranks]
+    if network.init != "default":
+        told.append(f"from {network.init} (the file has rank {2 * network.rank})")
+    if network.loraplus_ratio != 1:
+        told.append(f"up weights at {network.loraplus_ratio:g} times the rate")
+    given = network.alpha is not None or network.kind == "oft"
+    return Choice("network", ", ".join(told), "" if given else "alpha is half of the rank unless it is given")
 
 
 def _base(config: RunConfig, host: Host) -> LentModel:
@@ -239,8 +267,9 @@ def _steps(config: RunConfig, data: DataSet, processes: int) -> tuple[int, Choic
     if epochs is None:
         # What the community's guides agree on: about 100 looks at each image, 1500 to 3000 in all.
         looks = min(max(100 * len(data.items), 1500), 3000)
-        epochs = math.ceil(looks / max(1, data.samples_per_epoch))
-        reason = f"about {looks} looks at {len(data.items)} images"
+        epochs = math.ceil(looks / max(1, data.own_samples_per_epoch))
+        also = f", and as many at {len(data.class_items)} of the class" if data.class_items else ""
+        reason = f"about {looks} looks at {len(data.items)} images{also}"
     steps = data.steps_for(epochs, train.gradient_accumulation_steps, processes)
     return steps, Choice("steps", f"{steps} ({epochs} epochs)", reason)
 

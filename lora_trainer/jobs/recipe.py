@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,17 +16,22 @@ from lora_trainer.data.scan import Item
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.planned import RunPlan
 from lora_trainer.networks.metadata import RunFacts, build
+from lora_trainer.networks.network import alpha_of
 from lora_trainer.train.optimizer_kinds import KINDS
 from lora_trainer.weights.write import write_whole
 
 # Options that a state's tensors depend on.
-_SHAPING = ("network.kind", "network.rank", "network.alpha", "network.targets")
+_SHAPING = tuple(
+    f"network.{name}"
+    for name in ("kind", "rank", "alpha", "targets", "layers", "ranks", "init", "rslora", "factor")
+)  # fmt: skip
 
 
 def resolved_config(plan: RunPlan) -> dict[str, Any]:
     """The configuration with what was left open filled in: the same file, data and machine give the same LoRA."""
     config = dump(plan.config)
-    config["network"]["alpha"] = plan.alpha
+    if plan.config.network.kind != "oft":  # which has none
+        config["network"]["alpha"] = plan.alpha
     config["train"] |= {
         "steps": plan.steps, "epochs": None, "seed": plan.seed, "mixed_precision": plan.precision
     }  # fmt: skip
@@ -43,6 +49,7 @@ def recipe(plan: RunPlan) -> dict[str, Any]:
     del config["output"]["directory"]
     config["data"]["folder"] = plan.data_name
     config["data"]["metadata"] = _last_part(plan.config.data.metadata)
+    config["data"]["regularization"] = _last_part(plan.config.data.regularization)
     config["model"]["base"] = plan.base_name
     config["network"]["start_from"] = _last_part(plan.config.network.start_from)
     return config
@@ -52,6 +59,7 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
     """The notes of a LoRA file called `name`, written after `step` steps."""
     config = plan.config
     train, data = config.train, config.data
+    twice = 1 if config.network.init == "default" else 2  # what was learnt and what was taken off, side by side
     return build(
         RunFacts(
             name=name,
@@ -62,10 +70,14 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             zero_terminal_snr=plan.lent.facts.zero_terminal_snr,
             resolution=plan.resolution,
             clip_skip=plan.clip_skip,
-            rank=config.network.rank,
-            alpha=plan.alpha,
-            targets=config.network.targets,
+            kind=config.network.kind,
+            rank=config.network.rank * twice,
+            alpha=0.0 if config.network.kind == "oft" else alpha_of(replace(config.network, alpha=plan.alpha)) * twice,
+            convolutions=config.network.kind == "locon" or config.network.targets == "all",
+            factor=config.network.factor,
             dropout=config.network.dropout,
+            rank_dropout=config.network.rank_dropout,
+            module_dropout=config.network.module_dropout,
             learning_rate=train.learning_rate,
             text_encoder_learning_rate=plan.text_rate,
             schedule=plan.schedule.kind,
@@ -83,6 +95,8 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             mixed_precision=plan.precision,
             seed=plan.seed,
             images=len(plan.data.items),
+            class_images=len(plan.data.class_items),
+            prior_weight=data.prior_weight,
             repeats=data.repeats,
             data_name=plan.data_name,
             caption_dropout=data.caption_dropout,

@@ -23,11 +23,13 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Event, Finished, Host, PlainError, Told
 from lora_trainer.jobs.estimate import Paces, kind_of
 from lora_trainer.jobs.files import RunFiles
-from lora_trainer.jobs.job import Job, Task, WrongMoment
+from lora_trainer.jobs.job import Job, WrongMoment
 from lora_trainer.jobs.limits import check_allowed, load_allowed
 from lora_trainer.jobs.records import Records
+from lora_trainer.jobs.tasks import Chore, Task, Training
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
+    from lora_trainer.captioners.registry import Listed
     from lora_trainer.jobs.checkup import Report
     from lora_trainer.jobs.data_sets import DataSets
     from lora_trainer.jobs.planned import RunPlan
@@ -117,12 +119,35 @@ class Registry:
             if former:
                 former.again(task, raw)
                 return self._queued(former, notes)
-            id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-            job = Job(id, dict(raw), task)
-            job.changed = self._write
-            with self._news:
-                self._jobs[id] = job
-            return self._queued(job, notes)
+            return self._queued(self._new(task, raw), notes)
+
+    def caption(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Job:
+        """Queue the captioning of a folder, or of the opened data set whose id is `dataset`.
+
+        Raises ConfigError and PlainError at once, as far as the faults can be seen before. `by_page` as in
+        `limits.load_allowed`.
+        """
+        from lora_trainer.jobs.caption_jobs import caption_chore
+
+        return self.add(caption_chore(raw, self.data_sets, by_page=by_page), raw)
+
+    def captioners(self) -> list[Listed]:
+        """Every captioner that can be named, and whether it is here."""
+        from lora_trainer.jobs.caption_jobs import captioners
+
+        return captioners(self._host)
+
+    def add(self, chore: Chore, raw: Mapping[str, Any]) -> Job:
+        """Queue a chore; `raw` is what was asked for, to be looked up later."""
+        return self._queued(self._new(chore, raw), [])
+
+    def _new(self, task: Task, raw: Mapping[str, Any]) -> Job:
+        id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        job = Job(id, dict(raw), task)
+        job.changed = self._write
+        with self._news:
+            self._jobs[id] = job
+        return job
 
     def resume(self, id: str) -> Job:
         """Let a paused job go on, or queue a stopped or failed one again, from its newest state.
@@ -133,6 +158,8 @@ class Registry:
         with self._submitting:
             if not job.ended:
                 job.go_on()
+            elif job.training is None:
+                raise WrongMoment(f"{job.name} is no training that could be resumed; start it again, and it goes on.")
             elif job.state == "done":
                 raise WrongMoment(f"The order was to resume {job.name}, but it is done; start a new run to train on.")
             else:
@@ -171,7 +198,7 @@ class Registry:
 
     # --- submitting ---
 
-    def _task(self, config: RunConfig, resume: bool) -> tuple[Task, list[str]]:
+    def _task(self, config: RunConfig, resume: bool) -> tuple[Training, list[str]]:
         """The run resolved, under a name that no other job writes to; and what to tell of that."""
         from lora_trainer.jobs.plan import files_asked_for, plan_run
 
@@ -188,14 +215,14 @@ class Registry:
             if files == plan.files:
                 config = _named(config, files.name, files.folder if asked.folder != files.folder else None)
             notes.append(f"The result goes to {files.lora}, because the name {asked.name} is taken.")
-        return Task(config, files, plan.steps, plan.summary().get("resolution", 0), kind_of(plan), resume), notes
+        return Training(config, files, plan.steps, plan.summary().get("resolution", 0), kind_of(plan), resume), notes
 
     def _writing(self, files: RunFiles) -> bool:
-        return any(job.task.files.lora == files.lora for job in self.jobs() if not job.ended)
+        return any(job.training.files.lora == files.lora for job in self.jobs() if job.training and not job.ended)
 
     def _last_of(self, files: RunFiles) -> Job | None:
         """The newest job that wrote these files."""
-        return next((job for job in self.jobs() if job.task.files.lora == files.lora), None)
+        return next((job for job in self.jobs() if job.training and job.training.files.lora == files.lora), None)
 
     def _queued(self, job: Job, notes: list[str]) -> Job:
         for note in notes:
@@ -215,7 +242,7 @@ class Registry:
     def _work(self) -> None:
         while job := self._next():
             if job.begin():
-                job.end(self._trained(job))
+                job.end(self._carried_out(job))
             self._tidy()
 
     def _next(self) -> Job | None:
@@ -223,14 +250,12 @@ class Registry:
             self._news.wait_for(lambda: self._queue or self._closing)
             return None if self._closing else self._queue.popleft()
 
-    def _trained(self, job: Job) -> Finished:
+    def _carried_out(self, job: Job) -> Finished:
         """Run to the end. This is where every error ends: as one sentence for the user, with its trace in the log."""
-        from lora_trainer.jobs.run import run
-
         finished: Finished | None = None
         task = job.task
         try:
-            course = run(task.config, host=self._host, control=job.control, resume=task.resume)
+            course = task.course(self._host, job.control)
             with closing(cast("Generator[Event, None, None]", course)) as events:
                 for event in events:
                     if isinstance(event, Finished):
@@ -241,11 +266,11 @@ class Registry:
             return Finished("failed", job.step, self._newest(job), _with_saved(job, str(error)))
         except (Exception, SystemExit) as error:
             self._note_trace(job, error)
-            return Finished("failed", job.step, self._newest(job), _with_saved(job, _unforeseen(error)))
+            return Finished("failed", job.step, self._newest(job), _with_saved(job, _unforeseen(error, job)))
         pace = job.status.seconds_per_step
-        if pace is not None:
-            self._paces.learn(task.kind, pace)
-        return finished or Finished("failed", job.step, self._newest(job), "The training ended without saying how.")
+        if pace is not None and job.training:
+            self._paces.learn(job.training.pace, pace)
+        return finished or Finished("failed", job.step, self._newest(job), "The job ended without saying how.")
 
     @staticmethod
     def _newest(job: Job) -> Path | None:
@@ -253,9 +278,9 @@ class Registry:
 
     @staticmethod
     def _note_trace(job: Job, error: BaseException) -> None:
-        _log.error("The training %s broke off.", job.name, exc_info=error)
-        log = job.task.files.log
-        if log.is_file():
+        _log.error("The job %s broke off.", job.name, exc_info=error)
+        log = job.training.files.log if job.training else None
+        if log and log.is_file():
             with suppress(OSError), log.open("a", encoding="utf-8") as file:  # the console has it in any case
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} the training broke off:\n")
                 file.writelines(traceback.format_exception(error))
@@ -294,25 +319,27 @@ def _named(config: RunConfig, name: str, folder: Path | None) -> RunConfig:
     return replace(config, output=replace(config.output, name=name))
 
 
-def _unforeseen(error: BaseException) -> str:
+def _unforeseen(error: BaseException, job: Job) -> str:
     from lora_trainer.train.memory import is_out_of_memory  # imports torch
     from lora_trainer.train.told import in_words
     from lora_trainer.weights.write import NO_ROOM
 
+    if is_out_of_memory(error) and job.training is None:
+        return "Out of memory; choose a smaller model, or close what else uses the device."
     if is_out_of_memory(error):
         return (
             "Out of memory before the first step, while images, captions and LoRA were made ready; lower resolution or "
             "network.rank, or close what else uses the device."
         )
-    told = in_words(error).rstrip(".")
+    told, what = in_words(error).rstrip("."), "The training" if job.training else "The work"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"The training broke off because the disk is full ({told}); free some space, then start it again."
+        return f"{what} broke off because the disk is full ({told}); free some space, then start it again."
     if isinstance(error, OSError):
         return (
-            f"The training broke off because a file could not be read or written ({told}); look whether it and its "
+            f"{what} broke off because a file could not be read or written ({told}); look whether it and its "
             "drive are there and open to you, then start it again."
         )
-    return f"The training broke off by an error that nobody foresaw ({told}); the console and the log have its trace."
+    return f"{what} broke off by an error that nobody foresaw ({told}); the console and the log have its trace."
 
 
 def _with_saved(job: Job, text: str) -> str:

@@ -15,8 +15,9 @@ from lora_trainer.contracts import Event, NetworkState, Told
 from lora_trainer.data.text.samples import Turn
 from lora_trainer.jobs.recipe import recipe
 from lora_trainer.jobs.text_plan import TextPlan
-from lora_trainer.networks.adapter import AdapterFacts, endings, write_adapter
+from lora_trainer.networks.adapter import TURNED, Adapter
 from lora_trainer.networks.metadata import RECIPE
+from lora_trainer.networks.peft_folder import AdapterFacts, endings, write_adapter
 from lora_trainer.networks.state import modules_of
 from lora_trainer.networks.targets import layer_kind
 from lora_trainer.train.state import TrainingState
@@ -54,17 +55,17 @@ def adapter_facts(plan: TextPlan, model: nn.Module, state: NetworkState) -> Adap
     """What adapter_config.json says of the network that is on `model`."""
     chosen = [name.partition(".")[2] for name in modules_of(state)]
     plain = {path.replace(".base_layer", ""): module for path, module in _layers(model)}
-    turned = any(type(plain[path]).__name__ == "Conv1D" for path in chosen)
+    turned = any(type(plain[path]).__name__ == TURNED for path in chosen)
     return AdapterFacts(
-        base=plan.facts.known_as, rank=plan.config.network.rank, alpha=plan.alpha, dropout=plan.config.network.dropout,
-        targets=endings(chosen, list(plain)), turned=turned,
+        base=plan.facts.known_as, dropout=plan.config.network.dropout, targets=endings(chosen, list(plain)),
+        turned=turned,
     )  # fmt: skip
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The model's own linear layers by path, adapted ones below their wrapper; not the adapter's."""
     for path, module in cast("Any", model).named_modules():
-        if layer_kind(module) is not None and ".lora_" not in path and not hasattr(module, "base_layer"):
+        if layer_kind(module) is not None and not isinstance(module, Adapter):
             yield path, module
 
 

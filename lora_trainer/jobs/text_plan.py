@@ -24,7 +24,9 @@ from lora_trainer.families.language.quantise import BYTES_A_WEIGHT, why_not_quan
 from lora_trainer.families.language.recognise import LanguageFacts, recognise
 from lora_trainer.jobs import method
 from lora_trainer.jobs.planned import Choice, RunPlan, precision_for, result_files, save_interval, taken
-from lora_trainer.networks.adapter import PART
+from lora_trainer.jobs.validating import look_interval
+from lora_trainer.networks.peft_folder import PART
+from lora_trainer.train.held_out import SEED
 
 LONGEST = 2048  # tokens, where text.max_length is silent: longer rows cost memory by their square
 USUAL_EPOCHS = 3  # as published recipes for instruction tuning have it (Alpaca, Zephyr)
@@ -105,7 +107,7 @@ def plan_text(
     _check_vocabulary(facts, encoded)
     max_length, length_choice = _max_length(config, facts, encoded)
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
-    apart = _held_out(len(encoded), config.text.validation, seed)
+    apart = _held_out(len(encoded), config)
     counted = _counted(understood.samples, encoded, max_length, apart, wanted=False)
     measured = _counted(understood.samples, encoded, max_length, apart, wanted=True)
     if not counted.encoded:
@@ -113,13 +115,14 @@ def plan_text(
             f"No answer begins within {max_length} tokens, so nothing can be learnt; raise text.max_length."
         )
     data = _data(config, counted, seed, pad_of(tokenizer), max_length, processes)
-    held_out = _data(config, measured, seed, pad_of(tokenizer), max_length, 1) if measured.encoded else None
+    held_out = TextData(measured.encoded, batch_size=1, seed=seed, pad=pad_of(tokenizer)) if measured.encoded else None
     files, file_choice = result_files(config, host, resume)
     rates = {PART: config.train.learning_rate}
     method.check_optimizer(config, rates, device)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device)
     steps, step_choice = _steps(config, data, processes)
     save_every, save_choice = save_interval(config, steps)
+    validate_every = look_interval(config, steps) if held_out else 0
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
     choices = (
         Choice("base model", f"{facts.name} ({facts.architecture}, {_count(facts.parameters)} parameters)", ""),
@@ -129,7 +132,7 @@ def plan_text(
         Choice("tokens", f"{counted.tokens:,}, of which {counted.targets:,} are learnt", _learnt(config)),
         length_choice,
         Choice("rows", _rows(config, data), ""),
-        *([Choice("validation", f"{len(held_out.samples)} samples kept from training", "")] if held_out else []),
+        *([_measured(config, held_out, validate_every)] if held_out else []),
         step_choice,
         Choice("batch", _batch(config, processes), ""),
         Choice(
@@ -148,7 +151,7 @@ def plan_text(
     )
     return TextPlan(
         config=config, files=files, device=device, dtype=dtype, processes=processes, seed=seed, alpha=alpha,
-        rates=rates, steps=steps, save_every=save_every,
+        rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(*records.warnings, *understood.warnings, *_shortened(counted, max_length), *taken(file_choice)),
         facts=facts, wording=wording, counted=counted, data=data, held_out=held_out, max_length=max_length,
@@ -192,12 +195,23 @@ def _max_length(config: RunConfig, facts: LanguageFacts, encoded: list[Encoded])
     return limit, Choice("longest sample", f"{limit} tokens", reason)
 
 
-def _held_out(count: int, share: float, seed: int) -> set[int]:
-    """Numbers of the samples that are kept for validation: chosen by the seed, so that a resumed run keeps the same."""
+def _held_out(count: int, config: RunConfig) -> set[int]:
+    """Numbers of the samples that are kept to measure on: every run on the same data keeps the same."""
+    share = config.validation.share
     if share == 0:
+        if config.validation.patience:
+            raise PlainError(
+                f"validation.patience is {config.validation.patience}, but nothing is held out to measure on; set "
+                "validation.share: 0.1, or validation.patience: 0."
+            )
         return set()
-    wanted = min(max(1, round(count * share)), count - 1)
-    return set(sorted(range(count), key=lambda number: sample_seed(seed, number, "validation"))[:wanted])
+    wanted = max(1, round(count * share))
+    if wanted >= count:
+        raise PlainError(
+            f"validation.share is {share:g}, but there are only {count} samples, and holding out {wanted} leaves none "
+            "to train on; add samples or set validation.share: 0."
+        )
+    return set(sorted(range(count), key=lambda number: sample_seed(SEED, number, "held out"))[:wanted])
 
 
 def _counted(
@@ -245,6 +259,12 @@ def _found(records: Records, understood: Understood) -> str:
 
 def _learnt(config: RunConfig) -> str:
     return "the answers only" if config.text.train_on == "response" else "questions and answers"
+
+
+def _measured(config: RunConfig, held_out: TextData, every: int) -> Choice:
+    patience = config.validation.patience
+    ends = f", ends after {patience} looks without a better one" if patience else ""
+    return Choice("held out", f"{len(held_out.samples)} samples, looked at every {every} steps{ends}", "not trained on")
 
 
 def _rows(config: RunConfig, data: TextData) -> str:

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contracts import Control, Event, Host, LentModel, ModelFacts, Network, PlainError, Told
+from lora_trainer.contracts import Control, Event, Host, LentModel, ModelFacts, PlainError, Told
 from lora_trainer.families.language.load import LanguageModel, load
 from lora_trainer.jobs.readied import Readied
 from lora_trainer.jobs.text_output import TextOutput
 from lora_trainer.jobs.text_plan import TextPlan
 from lora_trainer.jobs.text_samples import AnswerMaker
-from lora_trainer.networks.adapter import PART, read_adapter
-from lora_trainer.networks.lora import inject
+from lora_trainer.networks.low_rank import RowDora
+from lora_trainer.networks.network import AdaptedNetwork, inject
+from lora_trainer.networks.peft_folder import PART, read_adapter
 from lora_trainer.networks.start import start_from
-from lora_trainer.train.text_loss import TextLoss, mask_form
+from lora_trainer.train.text_loss import HeldOutTexts, TextLoss, mask_form
 from lora_trainer.train.turns import Exclusive, in_turn
 
 
@@ -39,7 +40,9 @@ class TextRun:
             return None
         options = replace(plan.config.network, alpha=plan.alpha)
         network = yield from in_turn(
-            exclusive, self.control, lambda: inject({PART: language.model}, options, train_parts=[PART], seed=plan.seed)
+            exclusive,
+            self.control,
+            lambda: inject({PART: language.model}, options, train_parts=[PART], seed=plan.seed, dora=RowDora),
         )
         if network is None:
             return None
@@ -49,13 +52,14 @@ class TextRun:
             yield from _starting_weights(plan, network)
         if plan.config.train.gradient_checkpointing:
             _checkpoint_activations(language.model)
-        loss = TextLoss(language.model, plan.device, plan.seed, plan.config.network.dropout, None)
+        loss = TextLoss(language.model, plan.device, plan.seed, network)
         if plan.config.text.packing:
             with exclusive():
                 loss = replace(loss, packed=_packed(plan, loss))
         return Readied(
             batches=plan.data, loss=loss, network=network, exclusive=exclusive,
             sampler=AnswerMaker(plan, language), output=TextOutput(plan, language.model),
+            validation=HeldOutTexts(loss, plan.held_out) if plan.held_out else None,
         )  # fmt: skip
 
     def _loaded(self) -> LanguageModel:
@@ -68,13 +72,14 @@ class TextRun:
         return lambda: self.host.exclusive(lent, ())
 
 
-def _targets_told(network: Network) -> str:
-    names = [name.partition(".")[2] for name in network.state() if name.endswith("lora_down.weight")]
-    kinds = sorted({name.removesuffix(".lora_down.weight").rpartition(".")[2] for name in names})
+def _targets_told(network: AdaptedNetwork) -> str:
+    ending = ".lora_down.weight"
+    names = [name.removesuffix(ending).partition(".")[2] for name in network.state() if name.endswith(ending)]
+    kinds = sorted({name.rpartition(".")[2] for name in names})
     return f"The LoRA is put on {len(names)} layers: {', '.join(kinds)}."
 
 
-def _starting_weights(plan: TextPlan, network: Network) -> Iterator[Told]:
+def _starting_weights(plan: TextPlan, network: AdaptedNetwork) -> Iterator[Told]:
     folder = Path(plan.config.network.start_from or "").expanduser()
     state, _ = read_adapter(folder)
     for sentence in start_from(network, state, seed=plan.seed, source=folder.name):

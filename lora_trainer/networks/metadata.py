@@ -30,10 +30,14 @@ class RunFacts:
     zero_terminal_snr: bool
     resolution: int  # pixels, side of the square
     clip_skip: int  # layers
-    rank: int
-    alpha: float
-    targets: str
+    kind: str = "lora"
+    rank: int  # as the file has it
+    alpha: float  # likewise
+    convolutions: bool  # whether they are among what is adapted
+    factor: int | None = None  # of a LoKr
     dropout: float
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
     learning_rate: float
     text_encoder_learning_rate: float
     schedule: str
@@ -57,6 +61,8 @@ class RunFacts:
     shuffle_captions: bool
     keep_tokens: int
     flip: bool
+    class_images: int = 0  # regularisation images
+    prior_weight: float = 1.0  # of their loss
     tag_frequency: Mapping[str, int] = field(default_factory=dict[str, int])  # tag: number of images
     buckets: Mapping[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])  # (W, H): images
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the resolved configuration, without folders
@@ -77,14 +83,38 @@ def _kohya_base(facts: RunFacts) -> dict[str, str]:
         "ss_zero_terminal_snr": str(facts.zero_terminal_snr),
         "ss_resolution": f"({facts.resolution}, {facts.resolution})",
         "ss_clip_skip": str(facts.clip_skip),
-        # The module of kohya's that makes files of this form; tools and the Lora page go by it.
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(facts.rank),
-        "ss_network_alpha": f"{facts.alpha:g}",
         "ss_network_dropout": f"{facts.dropout:g}",
-        "ss_network_args": _json(
-            {"conv_dim": str(facts.rank), "conv_alpha": f"{facts.alpha:g}"} if facts.targets == "all" else {}
+        **described_as(
+            facts.kind, facts.rank, facts.alpha, convolutions=facts.convolutions, factor=facts.factor,
+            rank_dropout=facts.rank_dropout, module_dropout=facts.module_dropout,
         ),
+    }
+
+
+def described_as(
+    kind: str, rank: int, alpha: float, *, convolutions: bool, factor: int | None = None,
+    rank_dropout: float = 0.0, module_dropout: float = 0.0,
+) -> dict[str, str]:  # fmt: skip
+    """The notes on what kind of network a file holds, as kohya's scripts and LyCORIS spell them.
+
+    Tools and the Lora page go by the module that makes files of this form, and its arguments.
+    """
+    lycoris = {
+        "dora": {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"},
+        "loha": {"algo": "loha"},
+        "lokr": {"algo": "lokr", "factor": str(factor or -1)},
+        "oft": {"algo": "diag-oft"},
+    }
+    arguments = dict(lycoris.get(kind, {}))
+    if convolutions:
+        arguments |= {"conv_dim": str(rank), "conv_alpha": f"{alpha:g}"}
+    drops = {"rank_dropout": rank_dropout, "module_dropout": module_dropout}
+    arguments |= {name: f"{chance:g}" for name, chance in drops.items() if chance}
+    return {
+        "ss_network_module": "lycoris.kohya" if kind in lycoris else "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_network_args": _json(arguments),
     }
 
 
@@ -118,7 +148,8 @@ def _kohya_data(facts: RunFacts) -> dict[str, str]:
     }
     return {
         "ss_num_train_images": str(facts.images * facts.repeats),
-        "ss_num_reg_images": "0",
+        "ss_num_reg_images": str(facts.class_images),
+        "ss_prior_loss_weight": str(facts.prior_weight),
         "ss_dataset_dirs": _json({facts.data_name: {"n_repeats": facts.repeats, "img_count": facts.images}}),
         "ss_tag_frequency": _json({facts.data_name: dict(sorted(facts.tag_frequency.items()))}),
         "ss_enable_bucket": str(bool(buckets)),

@@ -35,15 +35,20 @@ def resize(state: NetworkState, rank: int, alpha: float, generator: torch.Genera
     errors: dict[str, float] = {}
     lost = total = 0.0
     for name, weights in modules_of(state).items():
-        if weights.rank <= rank:
-            modules[name] = _grown(weights, rank, alpha, generator)
-            # Only fallen ranks lose anything, but the error over all is against the whole change.
-            total += weights.norm() ** 2
-            continue
-        modules[name], tail, whole = _shrunk(weights, rank, alpha)
-        errors[name] = (tail / whole) ** 0.5 if whole else 0.0
+        modules[name], tail, whole = resized(weights, rank, alpha, generator)
+        if weights.rank > rank:
+            errors[name] = (tail / whole) ** 0.5 if whole else 0.0
         lost, total = lost + tail, total + whole
     return Resized(as_state(modules), errors, (lost / total) ** 0.5 if total else 0.0)
+
+
+def resized(
+    weights: ModuleWeights, rank: int, alpha: float, generator: torch.Generator
+) -> tuple[ModuleWeights, float, float]:
+    """One module as `resize` does it, and the squared norms of what is lost of its change and of all there was."""
+    if weights.rank <= rank:
+        return _grown(weights, rank, alpha, generator), 0.0, weights.norm() ** 2
+    return _shrunk(weights, rank, alpha)
 
 
 def _grown(weights: ModuleWeights, rank: int, alpha: float, generator: torch.Generator) -> ModuleWeights:
@@ -72,8 +77,8 @@ def _shrunk(weights: ModuleWeights, rank: int, alpha: float) -> tuple[ModuleWeig
     kept = (values[:rank] / (alpha / rank)).sqrt()
     new_up, new_down = (q_up @ left[:, :rank]) * kept, (q_down @ right[:rank].T) * kept
     resized = ModuleWeights(
-        _filled(new_down.T, rank, 0).reshape(rank, *down.shape[1:]).float(),
-        _filled(new_up, rank, 1).reshape(up.shape[0], rank, *up.shape[2:]).float(),
+        filled(new_down.T, rank, 0).reshape(rank, *down.shape[1:]).float(),
+        filled(new_up, rank, 1).reshape(up.shape[0], rank, *up.shape[2:]).float(),
         alpha,
     )
     return resized, float(values[rank:].square().sum()), float(values.square().sum())
@@ -89,7 +94,7 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return svd(matrix, full_matrices=False)
 
 
-def _filled(factor: Tensor, rank: int, dim: int) -> Tensor:
+def filled(factor: Tensor, rank: int, dim: int) -> Tensor:
     """Zeros up to `rank`, for a layer so narrow that its change has fewer singular values than that."""
     missing = rank - factor.shape[dim]
     if missing <= 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_trainer.contracts import NetworkState
 
-DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+DOWN, UP, ALPHA, DORA = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
 
 
 class ModuleWeights(NamedTuple):

@@ -13,7 +13,7 @@ The three levels hold what users of kohya's scripts and LyCORIS expect of their 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
 
 from torch import nn
@@ -78,25 +78,65 @@ def layer_kind(module: nn.Module) -> Layer | None:
     return None
 
 
-def choose(part: nn.Module, targets: str) -> Targets:
-    """Modules of `part` that the level `targets` adapts; raises PlainError if there are none or no such level."""
+def choose(part: nn.Module, targets: str, *, convolutions: bool = False) -> Targets:
+    """Modules of `part` that the level `targets` adapts, and with `convolutions` those besides.
+
+    Raises PlainError if there are none or no such level.
+    """
     if targets not in LEVELS:
         raise PlainError(f"The targets '{targets}' are unknown; there are {', '.join(LEVELS)}.")
-    named = cast("Iterator[tuple[str, nn.Module]]", part.named_modules())
-    candidates = [path for path, module in named if layer_kind(module) is not None]
-    groups = _layout(part, candidates)
+    kinds = _adaptable(part)
+    groups = _layout(part, kinds)
     asked = [group for group in groups if group.level <= LEVELS.index(targets)]
-    paths = tuple(sorted(path for path in candidates if any(_matches(group, path) for group in asked)))
+    paths = {path for path in kinds if any(_matches(group, path) for group in asked)}
+    if convolutions:
+        paths |= {path for path in kinds if kinds[path] == "conv" and any(_matches(group, path) for group in groups)}
     if not paths:
         raise PlainError(
             f"The targets '{targets}' match no layer of {type(part).__name__}; it holds none of "
             f"{', '.join(group.name for group in asked)}, so choose other targets or leave the part untrained."
         )
     unmatched = tuple(group.name for group in asked if not any(_matches(group, path) for path in paths))
-    return Targets(paths, unmatched)
+    return Targets(tuple(sorted(paths)), unmatched)
 
 
-def _layout(part: nn.Module, candidates: Sequence[str]) -> tuple[_Group, ...]:
+def choose_by(parts: Mapping[str, nn.Module], patterns: Sequence[re.Pattern[str]]) -> dict[str, tuple[str, ...]]:
+    """Linear layers and convolutions of each part in whose name, "<part>.<path>", one of the patterns is found.
+
+    Raises PlainError where a pattern is found in none.
+    """
+    names = {f"{part}.{canonical(path)}": (part, path) for part, module in parts.items() for path in _adaptable(module)}
+    for pattern in patterns:
+        if not any(pattern.search(name) for name in names):
+            raise PlainError(
+                f"network.layers names {pattern.pattern!r}, which is found in none of the {len(names)} layers of "
+                f"{', '.join(parts)}, such as {next(iter(names), 'none')}; correct it."
+            )
+    chosen: dict[str, list[str]] = {part: [] for part in parts}
+    for name, (part, path) in names.items():
+        if any(pattern.search(name) for pattern in patterns):
+            chosen[part].append(path)
+    return {part: tuple(sorted(paths)) for part, paths in chosen.items()}
+
+
+def _adaptable(part: nn.Module) -> dict[str, Layer]:
+    named = cast("Iterator[tuple[str, nn.Module]]", part.named_modules())
+    return {path: kind for path, module in named if (kind := layer_kind(module)) is not None}
+
+
+_WINDOWED = re.compile(r"(?:resnets\.\d+\.conv[12]|(?:down|up)samplers\.\d+\.conv|conv_(?:in|out))$")
+
+
+def window_of_path(path: str) -> tuple[int, ...]:
+    """(3, 3) for the UNet's convolutions that have such a window, nothing for linear layers and windows of one.
+
+    For files whose tensors do not tell; every UNet of Stable Diffusion has these windows (diffusers'
+    UNet2DConditionModel).
+    """
+    return (3, 3) if _WINDOWED.search(path) else ()
+
+
+def _layout(part: nn.Module, candidates: Iterable[str]) -> tuple[_Group, ...]:
     head = cast("Callable[[], object]", getattr(part, "get_output_embeddings", lambda: None))
     if head() is not None:  # an output layer over a vocabulary
         return _LAYOUTS["language"]

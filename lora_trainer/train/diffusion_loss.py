@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +14,7 @@ from lora_trainer.config.options import ObjectiveConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import BaseModel, Batch, Network, TextStates
 from lora_trainer.train.noise import draw
-from lora_trainer.train.objective import add_noise, error_map, huber_deltas, target, weights
+from lora_trainer.train.objective import add_noise, error_map, huber_deltas, mean_error, target, weights
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,8 @@ class DiffusionLoss:
     clip_skip: int
     min_snr_gamma: float
     noise_offset: float
-    network_dropout: float
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    network: Network | None = None  # taken off for a moment where the base model's own output is to be kept
+    network: Network | None = None  # drops by sample; taken off where the base model's own output is to be kept
 
     def __call__(self, batch: Batch) -> Tensor:
         device = self.base.device
@@ -46,29 +43,34 @@ class DiffusionLoss:
         alphas = self.base.alphas_cumprod.to(device)[timesteps]
         noisy = add_noise(latents, drawn.shown.to(device), alphas)
         sizes = batch.sizes.to(device)
-        with self._dropout_seeded(batch):
-            text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
-            predicted = self.base.predict(noisy, timesteps, text, sizes)
+        if self.network is not None:
+            self.network.drop_by([sample_seed(self.seed, position, "dropout") for position in batch.positions])
+        text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
+        predicted = self.base.predict(noisy, timesteps, text, sizes)
         wanted = target(self.base.facts.prediction, latents, noise, alphas)
-        error = self._error(predicted, wanted, timesteps, alphas)
+        error = self._error(predicted, wanted, timesteps, alphas, None if batch.mask is None else batch.mask.to(device))
         loss = (error * batch.weights.to(device)).mean()
         if self.objective.preserve > 0:
             loss = loss + self.objective.preserve * self._drift(batch, noisy, timesteps, sizes)
         return loss
 
-    def _error(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, alphas: Tensor) -> Tensor:
-        """Loss (B,) of each sample, weighted by its timestep."""
+    def _error(
+        self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, alphas: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Loss (B,) of each sample, of each cell as much as the mask says, weighted by its timestep."""
         objective = self.objective
         deltas = None
         if objective.loss != "l2":
             count = len(self.base.alphas_cumprod)
             deltas = huber_deltas(objective.huber_schedule, objective.huber_delta, timesteps, alphas, count)
-        error = error_map(objective.loss, predicted.float(), wanted, deltas).mean(dim=(1, 2, 3))
+        error = mean_error(error_map(objective.loss, predicted.float(), wanted, deltas), mask)
         factors = weights(objective.weighting, self.base.facts.prediction, alphas, self.min_snr_gamma)
         return error if factors is None else error * factors
 
     def _drift(self, batch: Batch, noisy: Tensor, timesteps: Tensor, sizes: Tensor) -> Tensor:
         """Squared distance from what the base model itself makes of the same noisy latents for the class's caption.
+
+        In the whole picture, also where a mask keeps it from being learned: there too the base is to stay.
 
         ostris/ai-toolkit, "differential output preservation": the trigger word stands for its class there, and what
         the base makes of the class is to stay.
@@ -77,23 +79,9 @@ class DiffusionLoss:
             raise RuntimeError("the base model's output cannot be kept without the network that is to be taken off")
         with torch.no_grad(), self.network.scaled(0):
             kept = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
-        with self._dropout_seeded(batch):
-            predicted = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
+        predicted = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
         error = (predicted.float() - kept.float()).square().mean(dim=(1, 2, 3))
         return (error * batch.weights.to(error.device)).mean()
 
     def _class_text(self, batch: Batch) -> TextStates:
         return batch.class_text or self.base.encode_text(batch.class_captions, self.clip_skip)
-
-    def _dropout_seeded(self, batch: Batch) -> AbstractContextManager[None]:
-        """Dropout draws from the process's random state: seed it for this batch, and give it back after."""
-        if self.network_dropout == 0:
-            return nullcontext()
-        return _seeded(sample_seed(self.seed, batch.positions[0], "dropout"), self.base.device)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -105,3 +105,18 @@ def debiased_weights(prediction: PredictionType, alphas_cumprod: Tensor) -> Tens
     """
     snr = (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=_HIGHEST_SNR)
     return 1 / (snr + 1) if prediction == "v_prediction" else snr.rsqrt()
+
+
+def mean_error(error: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean (B,) of each sample's error (B, C, h, w), of each cell as much as the mask (B, 1, h, w) says.
+
+    A weighted mean, sum(w e) / sum(w): a small subject counts as much as one that fills its picture, and the learning
+    rate means the same with a mask as without one. OneTrainer does so where `normalize_masked_area_loss` is set
+    (modules/util/loss/masked_loss.py); kohya's sd-scripts does not divide (library/custom_train_functions.py,
+    apply_masked_loss), so that there a subject on a tenth of the picture counts a tenth. A mask of ones gives the plain
+    mean; one of zeros has no mean, and is none that a data set lets through.
+    """
+    if mask is None:
+        return error.mean(dim=(1, 2, 3))
+    weighted = (error * mask).sum(dim=(1, 2, 3))
+    return weighted / (error.shape[1] * mask.sum(dim=(1, 2, 3)))

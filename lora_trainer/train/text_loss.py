@@ -5,19 +5,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_trainer.config.seeds import sample_seed
-from lora_trainer.contracts import TextBatch
+from lora_trainer.contracts import Network, TextBatch
 
 MaskForm = Literal["added", "allowed"]
+
+
+class TextRows(Protocol):
+    """Encoded samples that can be had one by one."""
+
+    @property
+    def samples(self) -> Sequence[object]: ...
+
+    def batch(self, rows: Sequence[tuple[int, ...]], positions: tuple[int, ...], divisor: float) -> TextBatch:
+        """The rows, each of the samples of these numbers, side by side."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,12 +41,13 @@ class TextLoss:
     model: nn.Module
     device: torch.device
     seed: int
-    network_dropout: float
-    packed: MaskForm | None  # how the model takes a mask for several samples in a row; None: one sample a row
+    network: Network | None  # drops by row
+    packed: MaskForm | None = None  # how the model takes a mask for several samples in a row; None: one sample a row
 
     def __call__(self, batch: TextBatch) -> Tensor:
-        with self._dropout_seeded(batch):
-            logits = self.logits(batch)
+        if self.network is not None:
+            self.network.drop_by([sample_seed(self.seed, position, "dropout") for position in batch.positions])
+        logits = self.logits(batch)
         targets = batch.ids[batch.learnt].to(self.device)
         return functional.cross_entropy(logits.float(), targets, reduction="sum") / batch.divisor
 
@@ -58,12 +70,6 @@ class TextLoss:
         dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
         mask = block_mask(batch.blocks.to(self.device), dtype, self.packed)
         return {"attention_mask": mask, "position_ids": batch.places.to(self.device)}
-
-    def _dropout_seeded(self, batch: TextBatch) -> AbstractContextManager[None]:
-        """Dropout draws from the process's random state: seed it for this batch, and give it back after."""
-        if self.network_dropout == 0:
-            return nullcontext()
-        return _seeded(sample_seed(self.seed, batch.positions[0], "dropout"), self.device)
 
 
 def block_mask(blocks: Tensor, dtype: torch.dtype, form: MaskForm) -> Tensor:
@@ -100,8 +106,22 @@ def mask_form(loss: TextLoss, together: TextBatch, apart: TextBatch) -> MaskForm
     return None
 
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+@dataclass(frozen=True)
+class HeldOutTexts:
+    """The loss on texts that are not trained on; implements `contracts.Validation`."""
+
+    loss: TextLoss
+    data: TextRows
+
+    @property
+    def count(self) -> int:
+        """Samples that make up one look."""
+        return len(self.data.samples)
+
+    def measure(self, index: int) -> list[float]:
+        """Mean loss of the learnt tokens of sample `index`; dropout rests."""
+        batch = self.data.batch([(index,)], (index,), 1.0)
+        network = self.loss.network
+        with torch.no_grad(), network.scaled(1) if network else nullcontext():
+            alone = replace(self.loss, packed=None, network=None)
+            return [float(alone(batch)) / int(batch.learnt.sum())]

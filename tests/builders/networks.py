@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora_trainer.config.options import NetworkConfig
 from lora_trainer.contracts import BaseModel, LentModel, Network
 from lora_trainer.families.registry import family_named
-from lora_trainer.networks.lora import LoraNetwork, inject
+from lora_trainer.networks.network import AdaptedNetwork, inject
 from lora_trainer.weights.read import TensorInfo, dtype_name
 from tests.builders.slim import Kind, slim_checkpoint
 
@@ -39,7 +39,7 @@ def base_model(kind: Kind, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 
 def put_on(
     base: BaseModel, targets: str = "attention", rank: int = 4, alpha: float = 3.0, dropout: float = 0.0
-) -> LoraNetwork:
+) -> AdaptedNetwork:
     """A fresh network on the UNet and every text encoder."""
     config = NetworkConfig(targets=targets, rank=rank, alpha=alpha, dropout=dropout)  # type: ignore[arg-type]
     return inject(base.parts, config, train_parts=tuple(base.parts), seed=5)

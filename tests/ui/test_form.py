@@ -14,10 +14,10 @@ from PIL import Image
 gradio = pytest.importorskip("gradio", reason="the page needs gradio, which this environment lacks")
 
 from lora_trainer.config.leaves import Leaf, leaves  # noqa: E402
-from lora_trainer.config.tasks import IMAGES, applies  # noqa: E402
 from lora_trainer.config.load import load  # noqa: E402
 from lora_trainer.config.options import RunConfig  # noqa: E402
 from lora_trainer.config.presets import STRENGTHS, SUBJECTS, steps_of, subject_of  # noqa: E402
+from lora_trainer.config.tasks import IMAGES, applies  # noqa: E402
 from lora_trainer.contracts import Host, HostPaths, PlainError  # noqa: E402
 from lora_trainer.data.scan import scan  # noqa: E402
 from lora_trainer.hosts.standalone import Standalone  # noqa: E402
@@ -63,6 +63,8 @@ def components(blocks: Any) -> list[dict[str, Any]]:
 
 def other_value(leaf: Leaf) -> Any:
     """A value of the setting that differs from its default, odd where it may be."""
+    if leaf.path == "network.ranks":
+        return ("mid_block = 32/8", "to_q = 4")
     if leaf.many:
         return ("a cat", "two lines\nin one", "a slash \\n, a tail \\\\")
     if leaf.choices:
@@ -86,7 +88,9 @@ def every_setting() -> Iterator[Any]:
 
 @pytest.mark.parametrize("leaf", every_setting())
 def test_each_setting_comes_back_from_the_form(leaf: Leaf) -> None:
-    config = load({leaf.path: list(value) if isinstance(value := other_value(leaf), tuple) else value})
+    value = other_value(leaf)
+    letting = {path: fitting[0] for path, fitting in (leaf.option.applies or {}).items()}
+    config = load({**letting, leaf.path: list(value) if isinstance(value, tuple) else value})
     again = load(raw_of(shown_of(config)))
     assert again == config
     assert value_at(again, leaf.path) == value

@@ -385,12 +385,21 @@ def test_onnxruntime_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tm
         Wd14("wd14", write_wd14(tmp_path), CPU, threshold=None, character_threshold=0.85).caption(PICTURES)
 
 
-def test_a_hosts_own_captioners_come_first_and_are_told_where_there_is_no_host() -> None:
+def test_a_hosts_own_captioners_come_first_and_are_told_where_there_is_no_host(tmp_path: Path) -> None:
     class Hosted:
         name, makes, batch_size = "host", "sentences", 4
 
     hosted = Hosted()
-    assert [one.name for one in listed([hosted])] == ["host", *KNOWN]  # type: ignore[list-item]
+    write_wd14(tmp_path / "wd14")
+    found = listed(tmp_path, [hosted])  # type: ignore[list-item]
+    assert [one.name for one in found] == ["host", *KNOWN]
+    assert found[0]._asdict() == {
+        "name": "host", "title": "BLIP of the WebUI", "makes": "sentences", "here": True, "size": "", "where": "",
+        "hosted": True,
+    }  # fmt: skip
+    assert {one.name: one.here for one in found} == {"host": True} | dict.fromkeys(KNOWN, False) | {"wd14": True}
+    assert {one.name: one.where for one in found if not one.hosted} == {name: str(tmp_path / name) for name in KNOWN}
+    assert {one.name for one in found if one.makes == "tags"} == {"clip-tags", "wd14"}
     assert captioner_of(CaptionConfig(model="host"), CPU, [hosted]) is hosted  # type: ignore[list-item]
     with pytest.raises(PlainError, match="a WebUI's own"):
         captioner_of(CaptionConfig(model="deepbooru"), CPU)

@@ -40,7 +40,7 @@ def batch(base):
 
 
 def loss_of(base, network, batch, gamma=5.0, offset=0.0, **options):
-    loss = DiffusionLoss(base, 11, 1, gamma, offset, 0.0, replace(PLAIN, **options), network)
+    loss = DiffusionLoss(base, 11, 1, gamma, offset, replace(PLAIN, **options), network)
     with torch.no_grad():
         return loss(batch).item()
 
@@ -116,7 +116,7 @@ def test_captions_are_encoded_where_the_text_encoders_are_trained(base, network,
 
 
 def test_gradients_of_the_kept_output_reach_the_network_alone(base, network, batch):
-    loss = DiffusionLoss(base, 11, 1, 5.0, 0.0, 0.0, replace(PLAIN, preserve=1.0), network)
+    loss = DiffusionLoss(base, 11, 1, 5.0, 0.0, replace(PLAIN, preserve=1.0), network)
     gradients = []
     for weight in (0.0, 1.0):
         loss = replace(loss, objective=replace(PLAIN, preserve=weight))

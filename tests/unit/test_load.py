@@ -207,15 +207,24 @@ def values_for(leaf: Leaf) -> st.SearchStrategy[Any]:
         str: text,
     }
     one = st.sampled_from(leaf.choices) if leaf.choices else kinds[leaf.type]
+    patterns = {"network.layers": st.sampled_from(["to_q", "^unet"]), "network.ranks": st.just("to_q = 8/2.5")}
+    one = patterns.get(leaf.path, one)
     one = st.lists(one).map(tuple) if leaf.many else one
     return st.none() | one if leaf.optional else one
+
+
+def counts(leaf: Leaf, raw: dict[str, Any]) -> bool:
+    """Whether a setting is one that the others let count."""
+    return all(raw[path] in values for path, values in (leaf.option.applies or {}).items())
 
 
 @given(st.data())
 @settings(max_examples=40)
 def test_every_configuration_survives_the_way_to_text_and_back(data: st.DataObject) -> None:
     raw = {leaf.path: data.draw(values_for(leaf)) for leaf in leaves() if leaf.path != "train.steps"}
-    run = load(raw)
+    if raw["network.start_from"]:
+        raw["network.init"] = "default"
+    run = load({leaf.path: raw[leaf.path] for leaf in leaves() if leaf.path in raw and counts(leaf, raw)})
     assert load(dump(run)) == run
     assert load(yaml.safe_load(dump_yaml(run))) == run
     assert load({**dump(run), "version": VERSION}) == run
@@ -323,3 +332,32 @@ def test_empty_files_marks_and_dates(tmp_path: Path) -> None:
     file.write_text("output_name: 2024-13-45\ndata: {trigger: 画風}\n", encoding="utf-8-sig")
     run = load(load_yaml(file))
     assert (run.output.name, run.data.trigger) == ("2024-13-45", "画風")
+
+
+# --- settings that depend on others ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("raw", "path", "words"), [
+    ({"network.kind": "oft", "network.alpha": 4}, "network.alpha", "only where network.kind is lora or locon or"),
+    ({"network.kind": "loha", "network.init": "pissa"}, "network.init", "and that is loha; leave it out, or set"),
+    ({"network.factor": 8}, "network.factor", "or set network.kind to lokr"),
+    ({"network.kind": "lokr", "network.loraplus_ratio": 16}, "network.loraplus_ratio", "dora, and that is lokr"),
+    ({"network.init": "olora", "network.start_from": "a.safetensors"}, "network.init", "leave one of them out"),
+    ({"network.layers": ["to_q", "("]}, "network.layers", "'(' is no regular expression"),
+    ({"network.ranks": ["mid_block"]}, "network.ranks", "neither 'pattern = rank'"),
+    ({"network.ranks": ["mid_block = 2000"]}, "network.ranks", "asks for the rank 2000, and the highest is 1024"),
+    ({"network.ranks": ["mid_block = 8/0"]}, "network.ranks", "the alpha 0"),
+    ({"network.ranks": {"mid_[": 8}}, "network.ranks", "is no regular expression"),
+])  # fmt: skip
+def test_what_would_change_nothing_or_cannot_be_read_is_refused(raw: dict[str, Any], path: str, words: str) -> None:
+    assert words in faults_of(raw)[path]
+
+
+def test_a_default_is_never_in_the_way() -> None:
+    assert load({"network.kind": "oft", "network.init": "default", "network.alpha": None}).network.kind == "oft"
+
+
+def test_ranks_are_read_from_a_mapping_too() -> None:
+    expected = ("mid_block = 32", "up_blocks.1 = 8/4")
+    assert load({"network": {"ranks": {"mid_block": 32, "up_blocks.1": "8/4"}}}).network.ranks == expected
+    assert load({"network": {"ranks": list(expected)}}).network.ranks == expected

@@ -224,7 +224,7 @@ def test_where_nothing_tells_the_family_it_is_said(tmp_path: Path) -> None:
 
 def test_inspect_tells_what_a_lora_holds(trained: Trained, kind: Kind) -> None:
     report = inspect(trained.lora)
-    assert (report.kind, report.family) == ("LoRA", family_named(kind).title)
+    assert (report.kind, report.family) == ("LoCon", family_named(kind).title), "with convolutions it is one"
     assert (report.ranks, report.alphas, report.precision) == ((4,), (3.0,), "F32")
     modules = modules_of(trained.state)
     assert sum(report.modules.values()) == len(modules)
@@ -243,8 +243,8 @@ def test_inspect_tells_what_a_base_is(trained: Trained, kind: Kind) -> None:
 
 
 def test_inspect_names_other_kinds_and_refuses_the_rest(tmp_path: Path) -> None:
-    save_file({"lora_unet_conv_in.hada_w1_a": torch.ones(2, 2)}, tmp_path / "loha.safetensors")
-    assert inspect(tmp_path / "loha.safetensors").kind == "a LoHa"
+    save_file({"lora_unet_conv_in.a1.weight": torch.ones(2, 2)}, tmp_path / "glora.safetensors")
+    assert inspect(tmp_path / "glora.safetensors").kind == "a GLoRA"
     save_file({"nothing": torch.ones(2)}, tmp_path / "odd.safetensors")
     with pytest.raises(PlainError, match="unknown kind"):
         inspect(tmp_path / "odd.safetensors")

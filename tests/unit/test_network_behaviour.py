@@ -11,7 +11,8 @@ from torch import nn
 
 from lora_trainer.config.options import NetworkConfig
 from lora_trainer.contracts import BaseModel, PlainError
-from lora_trainer.networks.lora import ADAPTER, inject
+from lora_trainer.networks.adapter import Adapter
+from lora_trainer.networks.network import inject
 from lora_trainer.networks.state import modules_of
 from tests.builders.networks import KINDS, TARGETS, base_model, outputs, predict, put_on, randomise, weights_of
 from tests.builders.slim import Kind
@@ -196,7 +197,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(base: BaseMode
     key = next(key for key in state if key.endswith("lora_up.weight"))
     for wrong, words in (
         ({name: value for name, value in state.items() if name != key}, "absent"),
-        ({**state, key: state[key][:, :2]}, "same rank"),
+        ({**state, key: state[key][:, :2]}, "same kind, rank"),
         ({**state, "unet.nowhere.lora_up.weight": state[key]}, "nowhere"),
         ({**state, key.replace("lora_up.weight", "alpha"): torch.tensor(1.0)}, "alpha"),
     ):
@@ -243,7 +244,7 @@ def test_frozen_parts_are_left_as_they_are(base: BaseModel) -> None:
     network = inject(base.parts, NetworkConfig(rank=2), train_parts=("unet",), seed=0)
     assert [group.part for group in network.groups()] == ["unet"]
     assert flags == {name: p.requires_grad for name, p in base.parts["text_encoder"].named_parameters()}
-    assert not any(ADAPTER in name for name, _ in base.parts["text_encoder"].named_modules())
+    assert not any(isinstance(module, Adapter) for module in base.parts["text_encoder"].modules())
     network.eject()
 
 

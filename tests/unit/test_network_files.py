@@ -24,7 +24,7 @@ from tests.builders.slim import Kind
 
 FACTS = RunFacts(
     name="neon", base_name="v1-5-pruned", base_version="sd_v1", architecture="stable-diffusion-v1",
-    prediction="epsilon", zero_terminal_snr=False, resolution=512, clip_skip=2, rank=8, alpha=4.0, targets="all",
+    prediction="epsilon", zero_terminal_snr=False, resolution=512, clip_skip=2, rank=8, alpha=4.0, convolutions=True,
     dropout=0.0, learning_rate=1e-4, text_encoder_learning_rate=5e-5, schedule="cosine", warmup_steps=10,
     optimizer="torch.optim.adamw.AdamW", step=100, steps=200, epochs=5, batch_size=2, gradient_accumulation_steps=3,
     gradient_checkpointing=False, max_gradient_norm=1.0, min_snr_gamma=5.0, noise_offset=0.0, mixed_precision="fp16",
@@ -121,15 +121,17 @@ def test_the_older_diffusers_names_and_a_missing_alpha_are_read() -> None:
 
 
 @pytest.mark.parametrize(("key", "words"), [
-    ("lora_unet_conv_in.hada_w1_a", "a LoHa"),
-    ("lora_unet_conv_in.lokr_w1", "a LoKr"),
-    ("lora_unet_conv_in.dora_scale", "a DoRA"),
-    ("unet.conv_in.lora_magnitude_vector", "a DoRA"),
+    ("lora_unet_conv_in.hada_t1", "Tucker"),
+    ("lora_unet_conv_in.a1.weight", "a GLoRA"),
+    ("lora_unet_conv_in.rescale", "also stretches"),
+    ("unet.conv_in.lora_magnitude_vector", "a DoRA of peft"),
     ("lora_unet_conv_in.diff", "a full difference"),
     ("lora_unet_conv_in.lora_mid.weight", "Tucker"),
-    ("oft_unet_conv_in.oft_blocks", "an OFT"),
+    ("oft_unet_conv_in.oft_diag", "an OFT"),
+    ("lora_unet_conv_in.hada_w1_a", "incomplete: lora_unet_conv_in, a LoHa, has no hada_w1_b"),
+    ("lora_unet_conv_in.lokr_w1_a", "incomplete: lora_unet_conv_in, a LoKr, has no lokr_w1"),
 ])  # fmt: skip
-def test_other_kinds_are_refused_by_name(key: str, words: str) -> None:
+def test_what_is_not_read_is_refused_by_name(key: str, words: str) -> None:
     kohya = to_kohya(trained(), kohya_namer(family_named("sd1")))
     with pytest.raises(PlainError, match=words):
         to_state({**kohya, key: torch.ones(1)}, family_named("sd1").module_of, "x.safetensors")
@@ -241,4 +243,4 @@ def test_notes_of_other_bases() -> None:
     assert sd2["ss_v2"] == "True"
     assert sd2["modelspec.prediction_type"] == "v"
     assert build(replace(FACTS, base_version="sdxl_base_v1-0"))["ss_v2"] == "False"
-    assert json.loads(build(replace(FACTS, targets="attention"))["ss_network_args"]) == {}
+    assert json.loads(build(replace(FACTS, convolutions=False))["ss_network_args"]) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from lora_trainer.config.options import NetworkConfig
 from lora_trainer.contracts import PlainError
-from lora_trainer.networks.lora import LoraNetwork, inject
+from lora_trainer.networks.adapter import Adapter
+from lora_trainer.networks.changes import changes_of
+from lora_trainer.networks.network import AdaptedNetwork, inject
 from lora_trainer.networks.targets import choose, layer_kind
 from tests.builders.networks import randomise
 
@@ -51,7 +54,7 @@ class Part(nn.Module):
         return self.resnets[0].conv1(x.movedim(-1, 1))
 
 
-def network_on(part: nn.Module, dropout: float = 0.0) -> LoraNetwork:
+def network_on(part: nn.Module, dropout: float = 0.0) -> AdaptedNetwork:
     network = inject({"unet": part}, NetworkConfig(targets="all", rank=3, alpha=2.0, dropout=dropout),
                      train_parts=("unet",), seed=0)  # fmt: skip
     randomise(network)
@@ -82,7 +85,7 @@ def test_a_half_precision_base_keeps_float32_weights_on_top(dtype: torch.dtype, 
     for parameter in network.groups()[0].parameters:
         assert parameter.dtype == torch.float32
         assert parameter.grad is None or parameter.grad.dtype == torch.float32
-    grad = part.get_submodule("attn1.to_q").lora_A["lt_train"].weight.grad
+    grad = part.get_submodule("attn1.to_q").lora_up.grad
     assert grad is not None
     assert grad.any()
 
@@ -98,35 +101,98 @@ def test_autocast_of_float32_layers_computes_in_its_own_precision() -> None:
 
 # --- dropout ---------------------------------------------------------------------------------------------------------
 
+EACH_DROPOUT = pytest.mark.parametrize("which", ["dropout", "rank_dropout", "module_dropout"])
+EACH_KIND = pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
 
-def test_dropout_follows_the_seed_rests_at_a_weight_and_is_an_average() -> None:
+
+def dropping(part: nn.Module, kind: str, which: str) -> AdaptedNetwork:
+    config = NetworkConfig(kind=kind, targets="all", rank=4, **{which: 0.5})  # type: ignore[arg-type]
+    network = inject({"unet": part}, config, train_parts=("unet",), seed=0)
+    randomise(network)
+    return network
+
+
+@EACH_KIND
+@EACH_DROPOUT
+def test_each_sample_is_dropped_from_by_its_own_seed_alone(kind: str, which: str) -> None:
+    """Neighbours in the batch, the process's random state and another pass change nothing, as resuming, accumulating
+    and checkpointing need; at a weight nothing is dropped."""
     part = Part()
-    network = network_on(part, dropout=0.5)
-
-    def drawn(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return part(pictures())
-
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        assert torch.equal(drawn(1), drawn(1))
-        assert not torch.equal(drawn(1), drawn(2))
+    network = dropping(part, kind, which)
+    x = pictures().repeat(4, 1, 1, 1)  # eight samples: all of them keeping everything would be chance 1 in 256
+    with torch.no_grad():
+        still = part(x)
+        before = torch.get_rng_state()
+        network.drop_by(range(8))
+        together = part(x)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(part(x), together)
+        assert not torch.equal(together, still)
+        for sample in (0, 5):
+            network.drop_by([sample])
+            torch.testing.assert_close(part(x[sample : sample + 1])[0], together[sample], rtol=1e-5, atol=1e-6)
+        network.drop_by(range(8, 16))
+        assert not torch.equal(part(x), together)
         with network.scaled(1.0):
-            still = drawn(1)
-            assert torch.equal(still, drawn(2))
-        # Inverted dropout has the right mean where the layers are linear in their input, as these are.
-        mean = torch.stack([drawn(seed) for seed in range(200)]).mean(0)
-    torch.testing.assert_close(mean, still, rtol=0, atol=0.2 * float(still.abs().max()))
-    bare = Part()
-    network_on(bare)
-    torch.testing.assert_close(still, bare(pictures()))
+            torch.testing.assert_close(part(x), still)
+
+
+@EACH_KIND
+@EACH_DROPOUT
+def test_dropouts_have_the_right_mean(kind: str, which: str) -> None:
+    """On one linear layer, in which they are linear. A module that is left out is left out: the mean is half of it."""
+    layer = nn.Sequential(nn.Linear(8, 8))
+    config = NetworkConfig(kind=kind, layers=("unet",), rank=4, **{which: 0.5})  # type: ignore[arg-type]
+    bare = layer(torch.ones(1, 8)).detach()
+    network = inject({"unet": layer}, config, train_parts=("unet",), seed=0)
+    randomise(network)
+    with torch.no_grad():
+        still = layer(torch.ones(1, 8))
+        network.drop_by(range(4000))
+        mean = layer(torch.ones(4000, 8)).mean(0, keepdim=True)
+    share = 0.5 if which == "module_dropout" else 1.0
+    # One standard error is at most the change itself / sqrt(4000) = 1.6 %.
+    torch.testing.assert_close(mean, bare + share * (still - bare), rtol=0, atol=0.1 * float((still - bare).norm()))
+
+
+def test_a_module_left_out_is_the_base_and_one_kept_is_whole() -> None:
+    layer = nn.Sequential(nn.Linear(8, 8))
+    bare = layer(torch.ones(1, 8)).detach()
+    network = inject({"unet": layer}, NetworkConfig(kind="dora", layers=("unet",), rank=4, module_dropout=0.5),
+                     train_parts=("unet",), seed=0)  # fmt: skip
+    randomise(network)
+    with torch.no_grad():
+        whole = layer(torch.ones(1, 8))
+        network.drop_by(range(40))
+        for row in layer(torch.ones(40, 8)):
+            assert torch.allclose(row, bare[0], atol=1e-6) != torch.allclose(row, whole[0], atol=1e-6)
+
+
+def test_a_text_encoders_chunks_share_their_samples_seed() -> None:
+    """Chunks stand below each other, those of one caption together: rows 0 and 1 are the first sample's."""
+    layer = nn.Sequential(nn.Linear(8, 8))
+    network = inject({"text": layer}, NetworkConfig(layers=("text",), rank=4, module_dropout=0.5),
+                     train_parts=("text",), seed=0)  # fmt: skip
+    randomise(network)
+    with torch.no_grad():
+        network.drop_by([3, 4])
+        two = layer(torch.ones(4, 8))
+        network.drop_by([4])
+        torch.testing.assert_close(layer(torch.ones(2, 8)), two[2:])
+        network.drop_by([3, 4, 5])
+        with pytest.raises(ValueError, match="4 rows cannot be shared out among 3"):
+            layer(torch.ones(4, 8))
 
 
 def test_without_dropout_nothing_is_drawn() -> None:
     part = Part()
-    network_on(part)
-    before = torch.get_rng_state()
-    part(pictures()).sum().backward()
+    network = network_on(part)
+    network.drop_by([1, 2])
+    before, still = torch.get_rng_state(), part(pictures())
+    still.sum().backward()
     assert torch.equal(torch.get_rng_state(), before)
+    network.drop_by([3, 4])
+    assert torch.equal(part(pictures()), still)
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------
@@ -155,17 +221,74 @@ def test_a_hosts_own_linear_is_known_by_what_it_holds() -> None:
     ]  # fmt: skip
 
 
+# --- layers and ranks by name ----------------------------------------------------------------------------------------
+
+
+def named(part: nn.Module, **config: Any) -> dict[str, tuple[int, float]]:
+    """Rank and alpha of each layer that a configuration adapts."""
+    network = inject({"unet": part}, NetworkConfig(**config), train_parts=("unet",), seed=0)
+    found = {name: (change.rank, change.alpha) for name, change in changes_of(network.state()).items()}
+    network.eject()
+    return found
+
+
+def test_layers_by_pattern_take_the_place_of_targets() -> None:
+    assert set(named(Part(), layers=(r"to_[qk]$", "conv_in"))) == {"unet.attn1.to_q", "unet.attn1.to_k", "unet.conv_in"}
+    with pytest.raises(PlainError, match=r"'to_x', which is found in none of the 6 layers of unet, such as unet\."):
+        named(Part(), layers=("to_q", "to_x"))
+
+
+def test_locon_adds_the_convolutions_to_any_targets() -> None:
+    attention = set(named(Part(), targets="attention"))
+    assert set(named(Part(), kind="locon", targets="attention")) == {*attention, "unet.resnets.0.conv1"}
+
+
+def test_ranks_by_pattern_the_first_counts_and_zero_leaves_out() -> None:
+    found = named(
+        Part(), targets="all", rank=8, alpha=4.0, ranks=("to_q = 2/1.5", "to_k = 0", r"resnets = 4", "to_ = 6")
+    )
+    assert found == {
+        "unet.attn1.to_q": (2, 1.5), "unet.attn1.to_v": (6, 3.0), "unet.attn1.to_out.0": (6, 3.0),
+        "unet.resnets.0.conv1": (4, 2.0),  # half of the rank, as of the whole network's
+    }  # fmt: skip
+    with pytest.raises(PlainError, match=r"'mid_block', which is found in none of the 4 layers"):
+        named(Part(), ranks=("mid_block = 3",))
+    with pytest.raises(PlainError, match="nothing is left to train"):
+        named(Part(), ranks=(". = 0",))
+
+
+def test_rslora_scales_by_the_root_of_the_rank() -> None:
+    """alpha / sqrt(16) = alpha 4 / 16: Kalajdzievski 2023, arXiv 2312.03732, definition 1."""
+    assert set(named(Part(), rank=16, alpha=3.0, rslora=True).values()) == {(16, 12.0)}
+
+
 # --- failure ---------------------------------------------------------------------------------------------------------
 
 
+class Unknown(nn.Linear):
+    """A layer whose weight is not to be had, so that an adapter for it cannot be made."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        del self.weight
+
+
+def test_a_hosts_own_linear_is_adapted_like_torchs() -> None:
+    part = Part(Linear)
+    network = network_on(part)
+    part.attn1.to_k(torch.ones(1, 8)).sum().backward()
+    assert part.get_submodule("attn1.to_k").lora_up.grad.any()
+    assert not torch.equal(part.attn1.to_k(torch.ones(1, 8)), torch.ones(1, 8))
+    network.eject()
+    assert torch.equal(part.attn1.to_k(torch.ones(1, 8)), torch.ones(1, 8))
+
+
 def test_a_failure_half_way_gives_everything_back() -> None:
-    """peft knows no such Linear and stops at to_k, when others are wrapped already."""
-    whole, part = Part(), Part(Linear)
+    whole, part = Part(), Part(Unknown)
     modules = [(name, id(module)) for name, module in part.named_modules()]
-    with pytest.raises(ValueError, match="not supported"):
+    with pytest.raises(AttributeError, match="weight"):
         inject({"text": whole, "unet": part}, NetworkConfig(rank=2), train_parts=("text", "unet"), seed=0)
     assert [(name, id(module)) for name, module in part.named_modules()] == modules
     for one in (whole, part):
         assert all(parameter.requires_grad for parameter in one.parameters())
-        assert not hasattr(one, "peft_config")
-        assert not any("lora" in name for name, _ in one.named_modules())
+        assert not any(isinstance(module, Adapter) for module in one.modules())

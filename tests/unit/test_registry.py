@@ -268,7 +268,7 @@ def test_the_trace_of_a_failed_step_is_in_the_log_of_the_run(tmp_path, monkeypat
     until(lambda: job.ended)
     assert "up to step 2 is saved" in job.message
     assert job.resumable
-    assert "ZeroDivisionError: on purpose" in job.task.files.log.read_text(encoding="utf-8")
+    assert "ZeroDivisionError: on purpose" in job.training.files.log.read_text(encoding="utf-8")
     monkeypatch.undo()
     registry.resume(job.id)
     until(lambda: job.ended)

@@ -44,7 +44,8 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ("kind", "options"), [("llama", {}), ("gpt2", {"network__targets": "linear"}), ("gpt_neox", {})]
+    ("kind", "options"),
+    [("llama", {}), ("gpt2", {"network__targets": "linear"}), ("gpt_neox", {"network__rslora": True})],
 )  # fmt: skip
 def test_peft_loads_the_adapter_and_says_the_same(tmp_path, kind, options):
     from peft import PeftModel
@@ -64,12 +65,13 @@ def test_peft_loads_the_adapter_and_says_the_same(tmp_path, kind, options):
     # The same by hand: W + B A alpha / r on each adapted weight (Hu et al. 2021, eq. 3).
     plain = AutoModelForCausalLM.from_pretrained(str(tmp_path / kind))
     named = dict(plain.named_parameters())
-    tensors = weights(folder)
+    tensors, settings = weights(folder), json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    scale = settings["lora_alpha"] / settings["r"]
     for name, down in tensors.items():
         if not name.endswith("lora_A.weight"):
             continue
         path = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        delta = tensors[name.replace("lora_A", "lora_B")] @ down * 0.5
+        delta = tensors[name.replace("lora_A", "lora_B")] @ down * scale
         weight = named[f"{path}.weight"]
         weight.data += delta.T if kind == "gpt2" else delta
     assert torch.allclose(found, plain(ids).logits, atol=1e-4)
@@ -84,14 +86,17 @@ def test_the_loss_is_that_of_transformers_over_the_answers(tmp_path):
     labels = torch.where(batch.learnt, batch.ids, torch.full_like(batch.ids, -100))
     mask = (batch.blocks > 0).long()
     theirs = language.model(input_ids=batch.ids, attention_mask=mask, labels=labels).loss
-    ours = TextLoss(language.model, CPU, 0, 0.0, None)(batch)
+    ours = TextLoss(language.model, CPU, 0, None)(batch)
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
     assert losses(run_all(config))[0] == pytest.approx(float(theirs), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"network__dropout": 0.2}, {"text__packing": True, "text__max_length": 64}, {"text__validation": 0.25}],
+    [
+        {}, {"network__dropout": 0.2}, {"text__packing": True, "text__max_length": 64}, {"validation__share": 0.25},
+        {"network__kind": "dora"}, {"network__init": "pissa"},
+    ],
 )  # fmt: skip
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, options):
     write_model(tmp_path / "gpt_neox", "gpt_neox")
@@ -145,7 +150,7 @@ def rows(*lengths: int) -> TextData:
 
 def test_samples_in_one_row_do_not_see_each_other(tmp_path):
     language = load(recognise(write_model(tmp_path / "llama")), CPU, torch.float32)
-    loss, data = TextLoss(language.model, CPU, 0, 0.0, None), rows(7, 4, 9)
+    loss, data = TextLoss(language.model, CPU, 0, None), rows(7, 4, 9)
     together, apart = data.batch([(0, 1, 2)], (0,), 1.0), data.batch([(0,), (1,), (2,)], (0,), 1.0)
     form = mask_form(loss, *data.probe())
     if old_transformers():
@@ -218,12 +223,12 @@ def test_a_run_starts_from_an_adapter_of_another_rank(tmp_path):
 def test_the_plan_tells_what_was_found(tmp_path):
     write_model(tmp_path / "llama", chat=CHAT)
     longest = plan_run(text_run(tmp_path), Standalone()).max_length
-    config = text_run(tmp_path, text__max_length=longest - 3, text__validation=0.25, data__batch_size=3)
+    config = text_run(tmp_path, text__max_length=longest - 3, validation__share=0.25, data__batch_size=3)
     plan = plan_run(config, Standalone())
     told = plan.text()
     for words in (
         "LlamaForCausalLM", "12 samples (pairs.jsonl: 12)", "12 as prompt, response", "tokenizer's own chat template",
-        "3 samples kept from training", "<|im_start|>user", "lose their end",
+        "3 samples, looked at every", "<|im_start|>user", "lose their end",
     ):  # fmt: skip
         assert words in told, words
     assert plan.summary()["samples"] == 9

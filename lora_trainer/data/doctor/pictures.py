@@ -83,7 +83,7 @@ def _transparent(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[F
             f"{count(len(found), 'image', 'has', 'have')} transparent parts, which are trained on as white: put a "
             "background "
             "behind if the LoRA shall not learn a white one, and say 'white background' in the caption if it "
-            "may.",
+            "may; or turn data.masked_loss on, and they are not learned at all.",
         )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _turned(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[Findin
 
 
 def _extreme(items: Sequence[Item], crops: Mapping[Size, Crop]) -> Iterator[Finding]:
-    lost = {size: _lost(crop) for size, crop in crops.items()}
+    lost = {size: crop.lost for size, crop in crops.items()}
     found = [item for item in items if lost[item.size] > LOST]
     if found:
         worst = max(found, key=lambda item: lost[item.size])
@@ -125,10 +125,6 @@ def _grey(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[Finding]
 
 def _falls_short(size: Size, crop: Crop, share: float) -> bool:
     return size[0] < share * crop.width or size[1] < share * crop.height
-
-
-def _lost(crop: Crop) -> float:
-    return 1 - crop.width * crop.height / (crop.resized[0] * crop.resized[1])
 
 
 def _names(items: Sequence[Item]) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from lora_trainer.data.caption_files import Sidecars, Table, replace_text
 from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import read_text, with_trigger
 from lora_trainer.data.doctor.findings import Finding, Remedy, count
-from lora_trainer.data.excluded import EXCLUDED, MASK, with_excluded
+from lora_trainer.data.excluded import EXCLUDED, with_excluded
 from lora_trainer.data.hashes import write_whole
 from lora_trainer.data.images import load_alpha
+from lora_trainer.data.mask_files import MASK
 from lora_trainer.data.scan import Item, Scan
 
 

@@ -29,7 +29,7 @@ class TextData:
     ) -> None:  # fmt: skip
         """`packed_to`: tokens of a row that is filled with several samples, 0 for a row a sample; `micro_batches`:
         in one step, of all processes."""
-        self.samples = tuple(samples)
+        self.samples: Sequence[Encoded] = tuple(samples)
         self.rows: list[Row] = (
             pack([len(sample.ids) for sample in samples], packed_to)
             if packed_to

@@ -33,11 +33,12 @@ class Step(NamedTuple):
     """Changes that are one for whoever made them."""
 
     what: str  # a sentence
-    line: str  # the changes as they stand in the log: a tenth of their size as objects
+    lines: tuple[str, ...]  # the changes as they stand in the log: a tenth of their size as objects
+    work: str = ""  # steps of the same work that follow each other become one
 
     def changes(self) -> list[Change]:
-        """Each caption that it changed."""
-        return [Change(*row) for row in json.loads(self.line)["changes"]]
+        """Each caption that it changed, in order."""
+        return [Change(*row) for line in self.lines for row in json.loads(line)["changes"]]
 
 
 class History:
@@ -60,13 +61,21 @@ class History:
         """What `redo` would do again."""
         return self._undone[-1] if self._undone else None
 
-    def do(self, what: str, changes: Sequence[Change]) -> None:
-        """To be called before the first of these changes is made; what was undone is gone."""
-        line = json.dumps({"what": what, "changes": changes}, separators=(",", ":"))
-        self._undone.clear()
-        self._done.append(Step(what, line))
+    def do(self, what: str, changes: Sequence[Change], work: str = "") -> None:
+        """To be called before the first of these changes is made; what was undone is gone.
+
+        A step of the same `work` as the last one becomes one with it, under this name.
+        """
+        line = json.dumps({"what": what, "work": work, "changes": changes}, separators=(",", ":"))
+        self._do(Step(what, (line,), work))
         self._append(line)
         self._shorten()
+
+    def _do(self, step: Step) -> None:
+        if step.work and self._done and self._done[-1].work == step.work and not self._undone:
+            step = step._replace(lines=(*self._done.pop().lines, *step.lines))
+        self._undone.clear()
+        self._done.append(step)
 
     def undone(self) -> None:
         """To be called after the last step was taken back."""
@@ -112,21 +121,20 @@ class History:
         except ValueError:
             return
         if "changes" in values:
-            self._undone.clear()
-            self._done.append(Step(str(values["what"]), line))
+            self._do(Step(str(values["what"]), (line,), str(values["work"])))
         elif "undone" in values and self._done:
             self._undone.append(self._done.pop())
         elif "redone" in values and self._undone:
             self._done.append(self._undone.pop())
 
     def _shorten(self) -> None:
-        size = sum(len(step.line) for step in (*self._done, *self._undone))
+        size = sum(len(line) for step in (*self._done, *self._undone) for line in step.lines)
         while size > _MOST and len(self._done) > 1:
-            size -= len(self._done.pop(0).line)
+            size -= sum(map(len, self._done.pop(0).lines))
         try:
             if self._file.stat().st_size <= 2 * _MOST:
                 return
-            lines = [step.line for step in (*self._done, *reversed(self._undone))]
+            lines = [line for step in (*self._done, *reversed(self._undone)) for line in step.lines]
             text = "\n".join([*lines, *['{"undone":1}'] * len(self._undone), ""])
             write_whole(self._file, text.encode("ascii"))
         except OSError:

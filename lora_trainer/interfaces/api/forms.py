@@ -13,6 +13,7 @@ from lora_trainer.contracts import PlainError, Sampled
 from lora_trainer.jobs.estimate import sentence
 from lora_trainer.jobs.events import Numbered, jsonable, plain
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.tasks import Training
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
     from lora_trainer.jobs.checkup import Report
@@ -37,12 +38,12 @@ def faults(error: PlainError) -> list[str]:
 
 def job_form(job: Job) -> dict[str, Any]:
     """A job as `GET jobs/{id}` tells it."""
-    status, files, samples = job.status, job.files, job.task.config.samples
+    status, files = job.status, job.files
     pace, left = status.seconds_per_step, status.total_steps - status.step
     going = status.state in ("running", "paused")
-    sample = {"prompt": "".join(samples.prompts[:1]), "seed": samples.seed, "size": samples.size or job.task.resolution}
     return jsonable({
         "id": job.id,
+        "kind": job.task.kind,
         "name": job.name,
         "state": status.state,
         "step": status.step,
@@ -53,10 +54,18 @@ def job_form(job: Job) -> dict[str, Any]:
         "seconds_per_step": pace,
         "seconds_left": pace * left if pace is not None and going else None,
         "lora": files[-1].stem if files else None,
-        "sample": sample if samples.prompts else None,
-        "trigger": job.task.config.data.trigger,
+        "sample": _sample(job.training) if job.training else None,
+        "trigger": job.task.trigger,
         "resumable": job.resumable,
     })  # fmt: skip
+
+
+def _sample(training: Training) -> dict[str, Any] | None:
+    """What the LoRA is to be tried with; None where no prompt was given."""
+    samples = training.config.samples
+    if not samples.prompts:
+        return None
+    return {"prompt": samples.prompts[0], "seed": samples.seed, "size": samples.size or training.resolution}
 
 
 def event_form(item: Numbered, images: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 
 from lora_trainer.config.surfaces import json_schema
 from lora_trainer.contracts import Host, Sampled
+from lora_trainer.interfaces.api.captions import caption_routes
 from lora_trainer.interfaces.api.data_sets import data_set_routes
 from lora_trainer.interfaces.api.forms import answer, check_form, event_form, job_form, plan_form
 from lora_trainer.interfaces.api.requests import (
@@ -70,7 +71,7 @@ def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
         "/jobs/{id}/sample": {"POST": desk.sample},
         **upload_routes(registry),
     }
-    return jobs | data_set_routes(registry)
+    return jobs | data_set_routes(registry) | caption_routes(registry)
 
 
 class _Desk:

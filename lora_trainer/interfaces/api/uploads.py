@@ -44,7 +44,7 @@ class _Desk:
 
         def form() -> dict[str, Any]:
             paths = self._registry.host.paths()
-            trained = [job.task.config.data.folder for job in self._registry.jobs()]
+            trained = [job.training.config.data.folder for job in self._registry.jobs() if job.training]
             found = known_sets(paths, filter(None, trained))[:_MOST_SETS]
             sets = [{"folder": folder.absolute(), "name": folder.name} for folder in found]
             return jsonable({"place": place_of(paths).absolute(), "sets": sets})

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from lora_trainer.config.leaves import Leaf, leaves
-from lora_trainer.config.tasks import IMAGES, applies
 from lora_trainer.config.options import RunConfig
+from lora_trainer.config.tasks import IMAGES, applies
 from lora_trainer.config.values import Unfit, value_of
 
 _LINES = 2  # of a text field that takes a list, one item a line

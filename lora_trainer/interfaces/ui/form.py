@@ -15,7 +15,7 @@ from lora_trainer.config.presets import FIRST_STRENGTH, FIRST_SUBJECT, STRENGTHS
 from lora_trainer.config.surfaces import TITLES
 from lora_trainer.contracts import Host
 from lora_trainer.hosts.standalone import Standalone
-from lora_trainer.interfaces.ui.fields import component, elem_id, sectioned, shown_of, unsaved, value_at
+from lora_trainer.interfaces.ui.fields import component, elem_id, sectioned, shown, shown_of, unsaved, value_at
 from lora_trainer.interfaces.ui.versions import update
 
 _MODELS = (".safetensors", ".ckpt")  # what a checkpoint's name ends with
@@ -63,6 +63,21 @@ class Form(NamedTuple):
         if not word or name is None or prompts.strip() not in ("", *proposals.values()):
             return update()
         return update(value=proposals[name])
+
+    def fitting(self, path: str, value: Any) -> list[Any]:
+        """Updates of the settings that count only with some values of the one at `path`, in the order of `depending`.
+
+        What does not count any more goes back to its default: nobody could see what else it holds.
+        """
+        return [
+            update(visible=True) if value in (leaf.option.applies or {})[path]
+            else update(visible=False, value=shown(leaf, leaf.default))
+            for leaf in self.depending(path)
+        ]  # fmt: skip
+
+    def depending(self, path: str) -> list[Leaf]:
+        """The settings that count only with some values of the one at `path`."""
+        return [leaf for leaf in leaves() if path in (leaf.option.applies or {}) and leaf.path in self.by_path]
 
     @property
     def preset_components(self) -> list[Any]:
@@ -163,4 +178,5 @@ def _put_all(made: dict[str, Any], group: Sequence[Leaf], config: RunConfig) -> 
 
 
 def _put(made: dict[str, Any], leaf: Leaf, config: RunConfig, **more: Any) -> None:
-    made[leaf.path] = component(leaf, value_at(config, leaf.path), **more)
+    counts = all(value_at(config, path) in fitting for path, fitting in (leaf.option.applies or {}).items())
+    made[leaf.path] = component(leaf, value_at(config, leaf.path), **({} if counts else {"visible": False}), **more)

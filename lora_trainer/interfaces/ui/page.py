@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
+from lora_trainer.config.leaves import leaves
 from lora_trainer.config.load import dump_yaml, load
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.api.forms import taken_form
@@ -97,6 +99,9 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
     listen(start.click, begin, form.row, [wires.answer], js=_SUBMIT)
     listen(wires.buttons["save"].click, save, form.row, [wires.answer])
     listen(form.subject.input, form.preset, [form.subject], form.preset_components)
+    for path in {path for leaf in leaves() for path in leaf.option.applies or ()}:
+        depending = [form.by_path[leaf.path] for leaf in form.depending(path)]
+        listen(form.by_path[path].change, partial(form.fitting, path), [form.by_path[path]], depending)
     trigger, prompts = form.by_path["data.trigger"], form.by_path["samples.prompts"]
     for telling in (trigger.blur, form.subject.input):
         listen(telling, form.prompt, [trigger, prompts, form.subject], [prompts])
