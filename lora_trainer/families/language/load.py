@@ -86,6 +86,8 @@ def load(
     empty = {name for name, parameter in model.named_parameters() if parameter.is_meta}  # of which some say nothing
     missing = [] if facts.gguf else sorted(empty | set(said.get("missing_keys", ())))
     wrong = sorted(str(key) for key in said.get("mismatched_keys", ()))
+    if quantisation == "none":  # in fewer bits a weight is packed
+        wrong += _misshapen(model)
     if missing or wrong:
         what = f"lacks {len(missing)} weights ({missing[0]} for one)" if missing else f"has other shapes ({wrong[0]})"
         raise PlainError(f"{facts.name} {what} than its config.json promises; download the model's folder again.")
@@ -94,6 +96,18 @@ def load(
         model.to(device)
     _rest(model)
     return LanguageModel(facts, model, tokenizer, device)
+
+
+def _misshapen(model: nn.Module) -> list[str]:
+    """Layers whose weight is not of the size that they were made with: some releases put in what comes."""
+    made = [
+        (name, module.weight.shape, (module.out_features, module.in_features))
+        if isinstance(module, nn.Linear)
+        else (name, module.weight.shape, (module.num_embeddings, module.embedding_dim))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    ]
+    return [f"{name}.weight" for name, found, promised in made if tuple(found) != promised]
 
 
 def pad_of(tokenizer: Any) -> int:
