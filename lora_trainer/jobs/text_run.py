@@ -10,7 +10,9 @@ from typing import Any
 
 from lora_trainer.contracts import Control, Event, Host, LentModel, ModelFacts, PlainError, Told
 from lora_trainer.families.language.load import LanguageModel, load
+from lora_trainer.families.language.thrift import recompute_activations
 from lora_trainer.jobs.readied import Readied
+from lora_trainer.jobs.relief import halving
 from lora_trainer.jobs.text_output import TextOutput
 from lora_trainer.jobs.text_plan import TextPlan
 from lora_trainer.jobs.text_samples import AnswerMaker
@@ -18,6 +20,8 @@ from lora_trainer.networks.low_rank import RowDora
 from lora_trainer.networks.network import AdaptedNetwork, inject
 from lora_trainer.networks.peft_folder import PART, read_adapter
 from lora_trainer.networks.start import start_from
+from lora_trainer.train.ladder import CHECKPOINTING, Ladder, Rung
+from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.text_loss import HeldOutTexts, TextLoss, mask_form
 from lora_trainer.train.turns import Exclusive, in_turn
 
@@ -50,16 +54,16 @@ class TextRun:
         yield Told(_targets_told(network))
         if plan.config.network.start_from and self.begins:
             yield from _starting_weights(plan, network)
-        if plan.config.train.gradient_checkpointing:
-            _checkpoint_activations(language.model)
         loss = TextLoss(language.model, plan.device, plan.seed, network)
         if plan.config.text.packing:
             with exclusive():
                 loss = replace(loss, packed=_packed(plan, loss))
+        pieces = Pieces(of_sums=True)
         return Readied(
             batches=plan.data, loss=loss, network=network, exclusive=exclusive,
             sampler=AnswerMaker(plan, language), output=TextOutput(plan, language.model),
             validation=HeldOutTexts(loss, plan.held_out) if plan.held_out else None,
+            pieces=pieces, ladder=_ladder(plan, language, self.host, pieces),
         )  # fmt: skip
 
     def _loaded(self) -> LanguageModel:
@@ -99,12 +103,19 @@ def _packed(plan: TextPlan, loss: TextLoss) -> Any:
     return form
 
 
-def _checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass, which transformers does in training mode only; no dropout of the
-    base's own acts in it (`families.language.load`)."""
-    model.enable_input_require_grads()  # older releases lose the gradient of layers whose input needs none
-    try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    except TypeError:  # before transformers 4.35
-        model.gradient_checkpointing_enable()
-    model.train()
+def _ladder(plan: TextPlan, language: LanguageModel, host: Host, pieces: Pieces) -> Ladder:
+    """What is done where memory does not suffice, the cheapest first; recomputing at once where it was asked for."""
+    train = plan.config.train
+
+    def recompute() -> str:
+        if train.gradient_checkpointing == "no" or not recompute_activations(language.model):
+            return ""
+        return "activations are computed anew in the backward pass (gradient checkpointing)"
+
+    if train.gradient_checkpointing == "yes":
+        recompute()
+    rungs = (
+        Rung(CHECKPOINTING, recompute, lambda: {"train.gradient_checkpointing": "yes"}),
+        halving(plan.config.data.batch_size, train.gradient_accumulation_steps, pieces),
+    )
+    return Ladder(plan.device, rungs, host.make_room)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 
+from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Finished, PlainError, Sampled, Saved, Started, Stepped, TextBatch, Told
 from lora_trainer.data.text.dataset import TextData
 from lora_trainer.data.text.tokens import Encoded
@@ -128,12 +130,49 @@ def test_accumulating_equals_a_larger_batch(tmp_path):
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
 
 
-def test_recomputing_activations_changes_nothing(tmp_path):
-    plain = losses(run_all(text_run(tmp_path, "gpt2")))
-    config = text_run(
-        tmp_path, "gpt2", train__gradient_checkpointing=True, output__directory=str(tmp_path / "o" / "adapter")
-    )
-    assert losses(run_all(config)) == pytest.approx(plain, rel=1e-6)
+def counted(config: RunConfig) -> tuple[list[float], int]:
+    """Losses of the run, and how often any module of it was called."""
+    calls: list[int] = []
+    hook = register_module_forward_hook(lambda module, args, out: calls.append(0))
+    try:
+        return losses(run_all(config)), len(calls)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_recomputing_activations_changes_nothing_but_the_work(tmp_path, kind):
+    plain, calls = counted(text_run(tmp_path, kind, train__gradient_checkpointing="no"))
+    out = str(tmp_path / "o" / "adapter")
+    again, more = counted(text_run(tmp_path, kind, train__gradient_checkpointing="yes", output__directory=out))
+    assert again == pytest.approx(plain, rel=1e-6)
+    assert more > 1.2 * calls
+
+
+def test_out_of_memory_is_answered_step_by_step_and_the_result_is_the_same(tmp_path, monkeypatch):
+    options = {"data__batch_size": 4, "train__steps": 4}
+    whole = run_all(text_run(tmp_path, **options))
+    failures = iter((2, 3, 4))
+    calls, due = 0, next(failures)
+    real = TextLoss.__call__
+
+    def starving(self: TextLoss, batch: TextBatch) -> torch.Tensor:
+        nonlocal calls, due
+        calls += 1
+        if calls == due:
+            due = next(failures, 0)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, batch)
+
+    monkeypatch.setattr(TextLoss, "__call__", starving)
+    events = run_all(text_run(tmp_path, output__directory=str(tmp_path / "starved" / "adapter"), **options))
+    said = "\n".join(event.text for event in only(events, Told))
+    for words in ("computed anew in the backward pass", "in pieces of 2", "in pieces of 1", "batch_size: 1"):
+        assert words in said, words
+    assert events[-1].outcome == "done"
+    assert losses(events) == pytest.approx(losses(whole), rel=1e-5)
+    one, other = weights(tmp_path / "out/adapter"), weights(tmp_path / "starved/adapter")
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
 def old_transformers() -> bool:
