@@ -158,9 +158,9 @@ def test_it_takes_its_turn_in_the_queue(base: Path, tmp_path: Path) -> None:
     until_over(job)
     assert (job.state, job.step) == ("done", 2), job.message
     assert len(names(allowed / "class")) == 4
-    with pytest.raises(PlainError, match="folder is .* outside of the folders that this server allows"):
+    with pytest.raises(PlainError, match=r"folder is .* outside of the folders that this server allows"):
         registry.draw_class_images(raw | {"folder": str(tmp_path / "elsewhere")})
-    with pytest.raises(PlainError, match="base is .* outside of the folders"):
+    with pytest.raises(PlainError, match=r"base is .* outside of the folders"):
         registry.draw_class_images(raw | {"base_model": "/etc/passwd"})
     with pytest.raises(ConfigError, match="count"):
         registry.draw_class_images(raw | {"count": 0})
