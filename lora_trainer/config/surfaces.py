@@ -14,6 +14,7 @@ from lora_trainer.config.applies import told
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.leaves import Leaf, leaves
 from lora_trainer.config.options import VERSION, RunConfig
+from lora_trainer.config.tasks import IMAGES, TEXT, applies
 from lora_trainer.config.values import bounds
 
 __all__ = ["add_flags", "captions_table", "flags_of", "json_schema", "leaves", "options_page", "options_table"]
@@ -29,6 +30,7 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
     "validation": "held-out images",
     "output": "output",
     "samples": "samples while training",
+    "text": "language models only",
 }
 
 
@@ -71,8 +73,15 @@ def _help(leaf: Leaf) -> str:
     unit = f" [{leaf.option.unit}]" if leaf.option.unit else ""
     default = "" if leaf.default is None or leaf.default in ("", ()) else f" (default: {_word(leaf.default)})"
     choices = f" One of: {', '.join(leaf.choices)}." if leaf.choices else ""
-    when = f" {told(leaf)}" if told(leaf) else ""
+    when = _when(leaf)
     return f"{leaf.option.help}{choices}{when}{unit}{default}"
+
+
+def _when(leaf: Leaf) -> str:
+    """With what it counts, after a space; empty where it always does."""
+    here = [task for task in (TEXT, IMAGES) if applies(leaf, task)]
+    alone = {TEXT: "Language models only.", IMAGES: "Image models only."}[here[0]] if len(here) == 1 else ""
+    return "".join(f" {sentence}" for sentence in (told(leaf), alone) if sentence)
 
 
 def _word(value: Any) -> str:
@@ -110,7 +119,7 @@ def _entry(leaf: Leaf) -> dict[str, Any]:
     limits: Mapping[str, Any] = {"minimum": leaf.option.low, "maximum": leaf.option.high}
     rules |= {name: limit for name, limit in limits.items() if limit is not None}
     default = list(leaf.default) if leaf.many else leaf.default
-    return rules | {"default": default, "description": f"{leaf.option.help} {told(leaf)}".rstrip()}
+    return rules | {"default": default, "description": f"{leaf.option.help}{_when(leaf)}"}
 
 
 def options_table() -> str:
@@ -124,10 +133,10 @@ def options_table() -> str:
     return "\n".join(parts)
 
 
-def captions_table() -> str:
-    """Markdown: the table in docs/captions.md, a row a setting of captioning."""
+def captions_table(of: type = CaptionConfig) -> str:
+    """Markdown: the table in docs/captions.md, a row a setting of captioning, or of another command."""
     head = ["| flag | values | default | what it does |", "|---|---|---|---|"]
-    return "\n".join([*head, *(_line([f"`--{leaf.path}`", *_cells(leaf)]) for leaf in leaves(CaptionConfig))])
+    return "\n".join([*head, *(_line([f"`--{leaf.path}`", *_cells(leaf)]) for leaf in leaves(of))])
 
 
 def _row(leaf: Leaf) -> str:
@@ -148,7 +157,7 @@ def _cells(leaf: Leaf) -> list[str]:
     span = bounds(leaf)
     default = "" if leaf.default is None or leaf.default in ("", ()) else f"`{_word(leaf.default)}`"
     mark = " *(advanced)*" if leaf.option.advanced else ""
-    when = f" {told(leaf)}" if told(leaf) else ""
+    when = _when(leaf)
     return [f"{values}, {span}" if span else values, default, leaf.option.help + when + mark]
 
 
