@@ -79,7 +79,7 @@ def _help(leaf: Leaf) -> str:
 
 def _when(leaf: Leaf) -> str:
     """With what it counts, after a space; empty where it always does."""
-    here = [task for task in (TEXT, IMAGES) if applies(leaf, task)]
+    here = [task for task in (TEXT, IMAGES) if applies(leaf, task)] if leaf.section else []  # of a run, that is
     alone = {TEXT: "Language models only.", IMAGES: "Image models only."}[here[0]] if len(here) == 1 else ""
     return "".join(f" {sentence}" for sentence in (told(leaf), alone) if sentence)
 
