@@ -71,10 +71,10 @@
     lt.url = (path) => new URL("lora_trainer/v1/" + path, location.href.split(/[?#]/)[0]).href;
 
     // JSON of a route. Throws an Error whose `faults` are the server's sentences, or that has none where it is lost;
-    // `answer` is all that the server said.
-    lt.ask = async function (path, method, body) {
+    // `answer` is all that the server said. It is waited for `patience` ms.
+    lt.ask = async function (path, method, body, patience = 20000) {
         const cut = new AbortController();
-        const timer = setTimeout(() => cut.abort(), 20000);
+        const timer = setTimeout(() => cut.abort(), patience);
         try {
             const reply = await fetch(lt.url(path), {
                 method: method || "GET", signal: cut.signal, cache: "no-store", credentials: "same-origin",

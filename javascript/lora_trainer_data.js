@@ -10,6 +10,8 @@
     const t = (text, values) => lt.t(text, values);
     const SOON = 700; // ms between two looks while the folder is being read or a captioner writes
     const CALM = 2500;
+    const UNANSWERED = 8000; // ms after which the opening of a folder is asked for again
+    const MINUTES = 600000; // ms that thousands of files may take to be written
     const LONGEST = 15000; // between two tries when the server is lost
 
     const data = lt.data = {
@@ -40,6 +42,16 @@
     data.path = (rest) => "datasets/" + encodeURIComponent(data.set.id) + (rest ? "/" + rest : "");
     data.ask = (rest, method, body) => lt.ask(data.path(rest), method, body);
 
+    // An order that writes many files: as `ask`, with all the time it takes, and `title` shown meanwhile.
+    data.order = async function (rest, body, title) {
+        const done = data.during(title);
+        try {
+            return await lt.ask(data.path(rest), "POST", body, MINUTES);
+        } finally {
+            done();
+        }
+    };
+
     // The lens as the query of a route, or, with `asObject`, as the filter of an edit.
     data.filter = () => {
         const { text, tags, without, flag } = data.lens;
@@ -64,7 +76,8 @@
 
     // --- opening -----------------------------------------------------------------------------------------------------
 
-    let asked = null; // the folder that was last asked for
+    let asked = null; // what was last asked for
+    let underway = 0; // when it was sent, until it is answered
 
     // What the Train view says of the data set, sent along with each opening.
     const wishes = (folder) => ({
@@ -79,11 +92,22 @@
         data.busy = Boolean(wish.folder);
         if (!wish.folder || (data.set && data.set.asked !== wish.folder)) take(null);
         data.tell("news");
-        if (wish.folder) lt.openDataset(wish);
+        if (data.busy) send();
     };
 
+    // gradio drops an order that comes while the one before is under way: so one is sent after the other.
+    function send() {
+        if (!data.busy || Date.now() - underway < UNANSWERED) return;
+        underway = Date.now();
+        lt.openDataset(JSON.parse(asked));
+    }
+
     data.answered = function (answer) {
-        if (JSON.stringify(answer.asked) !== asked) return; // of a folder that was asked for before
+        underway = 0;
+        if (JSON.stringify(answer.asked) !== asked) { // of a folder that was asked for before
+            setTimeout(send, 250);
+            return;
+        }
         data.busy = false;
         data.faults = answer.faults || [];
         if (!answer.dataset) return take(null);
@@ -178,6 +202,7 @@
         data.draw();
         if (lt.view() !== "data") return;
         data.stretch();
+        send();
         if (data.typing()) return;
         const now = JSON.stringify(wishes(lt.valueOf("lt_data_folder")));
         if (now === seen) return;

@@ -176,7 +176,7 @@
 
     async function apply(asked) {
         try {
-            const done = await data.ask("edit", "POST", { ...asked, preview: false });
+            const done = await data.order("edit", { ...asked, preview: false }, t("Writing captions"));
             lt.notice(done.count === 1 ? t("1 caption changed; Undo takes it back.")
                 : t("{n} captions changed; Undo takes it back.", { n: done.count.toLocaleString() }));
             data.set.revision = Math.max(data.set.revision, done.revision);

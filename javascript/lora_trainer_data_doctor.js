@@ -48,6 +48,7 @@
     let timer = 0;
     let report = null;
     let of = ""; // which state of the data set the report is of
+    let flagged = ""; // the findings that the cards show
 
     // The panel, in the place it is given; looked at from now on.
     data.checkShown = function (where) {
@@ -71,8 +72,11 @@
         try {
             const found = await data.ask("check");
             if (set !== data.set) return;
-            if (found.looked_at >= found.images) of = now;
             report = found;
+            if (found.looked_at >= found.images) {
+                of = now;
+                badges(found);
+            }
             draw();
             if (found.looked_at < found.images) renew(LOOKING);
         } catch (error) {
@@ -80,6 +84,13 @@
             if (place && error.faults) place.replaceChildren(el("p", { class: "lt-line lt-fault" }, data.sentences(error)));
             renew(4 * LOOKING);
         }
+    }
+
+    // The cards show what was found, so the list is read again where that is something new.
+    function badges(found) {
+        const flags = JSON.stringify(found.findings.map(({ kind, images }) => [kind, images]));
+        if (flags !== flagged) data.tell("changed");
+        flagged = flags;
     }
 
     // --- drawing -----------------------------------------------------------------------------------------------------
@@ -152,7 +163,7 @@
     async function fix(kind) {
         try {
             await data.flush();
-            const answer = await data.ask("fix", "POST", { kinds: [kind] });
+            const answer = await data.order("fix", { kinds: [kind] }, titleOf({ kind }) + ": " + REMEDIES[kind]());
             lt.notice(answer.done.join(" "));
             if (data.lens.flag === kind) data.look({ flag: "" });
             of = "";

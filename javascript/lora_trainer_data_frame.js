@@ -160,7 +160,7 @@
     async function turn(which) {
         try {
             await data.flush();
-            const done = await data.ask(which, "POST", {});
+            const done = await data.order(which, {}, t("Writing captions"));
             lt.notice(done.what);
             data.set.revision = Math.max(data.set.revision, done.revision);
             data.tell("changed");

@@ -196,6 +196,17 @@
         made.bar.setAttribute("aria-valuenow", Math.round(100 * share));
     }
 
+    // Shows that something of unknown length is under way, unless it is done at once; returns what ends it.
+    data.during = function (title) {
+        const bar = el("div", { class: "lt-bar lt-endless", role: "progressbar", "aria-label": title }, el("div", null));
+        const shown = el("div", { class: "lt-going", role: "status" }, el("strong", null, title), bar);
+        const timer = setTimeout(() => data.parts().work.append(shown), 400);
+        return () => {
+            clearTimeout(timer);
+            shown.remove();
+        };
+    };
+
     async function stop(id) {
         try {
             await lt.ask("jobs/" + encodeURIComponent(id) + "/stop", "POST");

@@ -1,4 +1,5 @@
-// The loss of a run on a canvas: raw values faint, their running mean strong, the learning rate on its own scale.
+// The loss of a run on a canvas: raw values faint, their running mean strong, that of held-out images with a dot for
+// each look and a ring at the best, the learning rate on its own scale.
 (function () {
     "use strict";
 
@@ -41,10 +42,11 @@
         return Math.max(most, sorted[sorted.length - 1] < most * 1.5 ? sorted[sorted.length - 1] : most) || 1;
     }
 
-    // A graph in `place`; `points` are {step, loss, rate}, in order.
+    // A graph in `place`; `points` are {step, loss, rate}, `looks` {step, loss}, both in order.
     lt.graph = function (place) {
         let points = [];
         let means = [];
+        let looks = [];
         let steps = 1;
         let at = null; // index of the point under the cursor
         const canvas = lt.el("canvas", { tabindex: "0", role: "img", height: HEIGHT });
@@ -93,9 +95,9 @@
             canvas.style.height = HEIGHT + "px";
             const pen = canvas.getContext("2d");
             pen.scale(ratio, ratio);
-            const losses = points.map((point) => point.loss);
-            const high = points.length ? ceiling(losses) * 1.08 : 1;
-            const low = points.length ? Math.min(...means.slice(-5000), high * 0.5, ...losses.slice(-5000)) * 0.92 : 0;
+            const losses = [...points, ...looks].map((point) => point.loss);
+            const high = losses.length ? ceiling(losses) * 1.08 : 1;
+            const low = losses.length ? Math.min(...means.slice(-5000), high * 0.5, ...losses.slice(-5000)) * 0.92 : 0;
             const scale = (value) => Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
             axes(pen, low, high);
             if (points.length) {
@@ -115,9 +117,27 @@
                 path(pen, (_, index) => scale(means[index]));
                 if (points.length === 1) dot(pen, 0, scale);
             }
+            heldOut(pen, scale);
             if (at !== null && points[at]) cursor(pen, scale);
             canvas.setAttribute("aria-label", summary());
         }
+
+        function heldOut(pen, scale) {
+            pen.strokeStyle = pen.fillStyle = color("--lt-held");
+            pen.lineWidth = 1.8;
+            pen.beginPath();
+            for (const look of looks) pen.lineTo(x(look.step), y(scale(look.loss)));
+            pen.stroke();
+            const best = bestLook();
+            for (const look of looks) {
+                pen.beginPath();
+                pen.arc(x(look.step), y(scale(look.loss)), look === best ? 5 : 2.5, 0, 7);
+                if (look === best) pen.stroke();
+                else pen.fill();
+            }
+        }
+
+        const bestLook = () => looks.reduce((best, look) => (best && best.loss <= look.loss ? best : look), null);
 
         function cursor(pen, scale) {
             const point = points[at];
@@ -139,9 +159,12 @@
 
         function summary() {
             const last = points[points.length - 1];
-            return last ? t("Loss {loss}, smoothed {mean}, at step {step}",
+            const best = bestLook();
+            const held = best ? " " + t("Held-out images: loss {loss} at step {step}, the best.",
+                { loss: short(best.loss), step: best.step }) : "";
+            return (last ? t("Loss {loss}, smoothed {mean}, at step {step}",
                 { loss: short(last.loss), mean: short(means[means.length - 1]), step: last.step })
-                : t("Loss: nothing yet");
+                : t("Loss: nothing yet")) + held;
         }
 
         function tip() {
@@ -153,6 +176,10 @@
                 lt.el("span", null, t("loss {n}", { n: short(point.loss) })),
                 lt.el("span", null, t("smoothed {n}", { n: short(means[at]) })),
                 lt.el("span", null, t("rate {n}", { n: short(point.rate) })));
+            const look = looks.filter((one) => one.step <= point.step).pop();
+            if (look) {
+                told.append(lt.el("span", null, t("held-out {n} at step {step}", { n: short(look.loss), step: look.step })));
+            }
             const left = x(point.step);
             told.style.left = Math.min(Math.max(0, left > width() / 2 ? left - told.offsetWidth - 10 : left + 10),
                 width() - told.offsetWidth) + "px";
@@ -184,7 +211,8 @@
         new ResizeObserver(() => requestAnimationFrame(draw)).observe(place);
 
         return {
-            show(found, total) {
+            show(found, total, held = []) {
+                looks = held.filter((look) => Number.isFinite(look.loss));
                 points = found.filter((point) => Number.isFinite(point.loss));
                 means = smoothed(points.map((point) => point.loss));
                 steps = Math.max(1, total || 0, points.length ? points[points.length - 1].step : 0);

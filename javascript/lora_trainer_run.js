@@ -181,7 +181,7 @@
 
     function viewOf(job) {
         const made = {
-            id: job.id, last: 0, points: [], samples: new Map(), log: [], preparing: null, begun: false,
+            id: job.id, last: 0, points: [], looks: [], samples: new Map(), log: [], preparing: null, begun: false,
             name: el("h3", null), state: el("span", { class: "lt-state" }),
             bar: el("div", { class: "lt-bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100",
                 "aria-label": t("Progress") }, el("div", null)),
@@ -192,12 +192,13 @@
             buttons: {},
         };
         const figure = el("figure", { class: "lt-graph" });
+        made.held = el("span", { class: "lt-key lt-key-held", hidden: true }, t("held-out images"));
         const samples = el("section", { class: "lt-part" }, el("h4", null, t("Samples")), made.samplesPlace);
         parts.job.replaceChildren(
             el("header", null, made.name, made.state), made.bar, factsOf(made), made.message, buttonsOf(made),
             made.result,
             made.sweep = el("section", { class: "lt-part lt-sweep", hidden: true }),
-            el("section", { class: "lt-part" }, el("h4", null, t("Loss"), legend()), figure),
+            el("section", { class: "lt-part" }, el("h4", null, t("Loss"), legend(made.held)), figure),
             samples,
             el("section", { class: "lt-part" }, el("h4", null, t("Log")), made.lines));
         made.graph = lt.graph(figure);
@@ -206,10 +207,10 @@
         return made;
     }
 
-    function legend() {
+    function legend(held) {
         const key = (kind, text) => el("span", { class: "lt-key lt-key-" + kind }, text);
         return el("span", { class: "lt-legend" }, key("raw", t("each step")), key("mean", t("smoothed")),
-            key("rate", t("learning rate")));
+            key("rate", t("learning rate")), held);
     }
 
     function factsOf(made) {
@@ -370,12 +371,20 @@
                 made.begun = true;
                 made.total = event.steps;
                 made.points = made.points.filter((point) => point.step <= event.step);
+                made.looks = made.looks.filter((look) => look.step <= event.step);
                 log(made, event, event.step ? t("Goes on after step {step} of {steps}.", event)
                     : t("Training begins: {steps} steps.", event));
             },
             stepped: () => {
                 made.points.push({ step: event.step, loss: event.loss, rate: Math.max(0, ...steps()) });
                 made.memory = event.memory;
+            },
+            validated: () => {
+                made.looks.push({ step: event.step, loss: event.loss, best: event.best });
+                made.held.hidden = false;
+                log(made, event, event.best === event.step
+                    ? t("Held-out images after step {step}: loss {loss}, the best so far.", looked(event))
+                    : t("Held-out images after step {step}: loss {loss}; the best is step {best}.", looked(event)));
             },
             skipped: () => log(made, event, t("Step {step} was skipped: its loss was not a finite number.", event),
                 "warning"),
@@ -391,6 +400,7 @@
         (acts[event.kind] || (() => null))();
     }
 
+    const looked = (event) => ({ ...event, loss: Number(event.loss.toPrecision(4)) });
     const fileOf = (path) => String(path).split(/[\\/]/).pop();
 
     function log(made, event, text, kind) {
@@ -400,7 +410,7 @@
 
     function drawEvents(made) {
         const total = made.total || jobs.find((job) => job.id === made.id)?.total_steps;
-        made.graph.show(made.points, total);
+        made.graph.show(made.points, total, made.looks);
         drawSamples(made);
         const place = made.lines;
         const atEnd = place.scrollTop + place.clientHeight >= place.scrollHeight - 24;

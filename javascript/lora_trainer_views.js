@@ -18,6 +18,7 @@
         keep(name);
         mark();
         if (name === "data") lt.data.entered();
+        else lt.changed(); // captions may have come or gone meanwhile
     };
 
     function mark() {

@@ -278,6 +278,19 @@ class Loss(Protocol[Batch_contra]):
         ...
 
 
+class Validation(Protocol):
+    """Measures how well the network does on what it is not trained on; the same numbers for the same weights."""
+
+    @property
+    def count(self) -> int:
+        """Measurements that make up one look."""
+        ...
+
+    def measure(self, index: int) -> list[float]:
+        """Loss of measurement `index` in each of the ranges that it is told by (of timesteps, from little noise)."""
+        ...
+
+
 class Orders(NamedTuple):
     """What the person at the controls wants, as taken by the loop between two steps."""
 
@@ -354,6 +367,16 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """A look at the held-out images, whose loss is measured with the same noise and timesteps each time."""
+
+    step: int
+    loss: float
+    by_timestep: tuple[float, ...]  # its parts, in equal ranges of timesteps from little noise to much
+    best: int  # the step that was best so far
+
+
+@dataclass(frozen=True)
 class Sampled:
     step: int
     paths: tuple[Path, ...]
@@ -368,7 +391,7 @@ class Finished:
     text: str
 
 
-Event = Told | Prepared | Started | Stepped | Skipped | Saved | Sampled | Finished
+Event = Told | Prepared | Started | Stepped | Skipped | Saved | Validated | Sampled | Finished
 
 
 # --- the host --------------------------------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ class DataConfig:
     upscale: bool = option(False, "Enlarge images smaller than their bucket.", advanced=True)
     crop: Literal["center", "focal", "none"] = option(
         "center",
-        "What is kept of an image whose shape is not its bucket's: the middle, what lies around its focal point (set "
-        "by hand or found), or all of it, with padding that is not learned.",
+        "What is kept of an image whose shape is not its bucket's: the middle, the subject as it is found, or all of "
+        "it, with padding that is not learned; a focal point set by hand comes before middle and subject.",
         advanced=True,
         elsewhere=("center_crop", "random_crop", "crop_focus"),
     )
@@ -503,6 +503,48 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Images that are not trained on, to tell learning from remembering."""
+
+    share: float = option(
+        0.0,
+        "Share of the images that is held out of the training and measured on instead; 0.1 with 30 images or more.",
+        low=0.0,
+        high=0.5,
+        elsewhere=("validation_split", "validation_split_ratio"),
+    )
+    folder: str | None = option(
+        None,
+        "Folder with images of the same thing to measure on, with captions; in place of a share of the others.",
+        elsewhere=("validation_data_dir",),
+    )
+    every: int = option(
+        0,
+        "Measure every so many steps; 0 measures twenty times in the run.",
+        unit="steps",
+        low=0,
+        high=10_000_000,
+        advanced=True,
+        elsewhere=("validate_every_n_steps",),
+    )
+    timesteps: int = option(
+        4,
+        "Ranges of timesteps in which each image is looked at; more is steadier and slower.",
+        unit="ranges",
+        low=1,
+        high=32,
+        advanced=True,
+    )
+    patience: int = option(
+        0,
+        "End the training after so many measurements in a row without a better one; 0 goes on to the last step.",
+        unit="measurements",
+        low=0,
+        high=1000,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     directory: str | None = option(
         None,
@@ -569,5 +611,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ _SHORTEST, _LONGEST = 0.5, 2.0
 CELL = 8  # pixels of a latent cell's side, in every family
 
 CropMode = Literal["center", "focal", "none"]
+CROPS: tuple[CropMode, ...] = get_args(CropMode)
 Point = tuple[float, float]  # right and down from the upper left corner, as shares (0..1) of the upright image
 
 
@@ -157,8 +158,8 @@ class Buckets:
     def fit(self, width: int, height: int, focus: Point | None = None) -> Crop:
         """Where an image of this size (upright, pixels) belongs: the bucket of the nearest aspect ratio.
 
-        What is cut away lies around `focus`, which counts with `crop` "focal" only, or else around the middle; with
-        `crop` "none" nothing is cut, and the bucket is padded. The bucket itself hangs on neither.
+        What is kept lies around `focus`, or else in the middle; with `crop` "none" nothing is cut, and the bucket is
+        padded. The bucket itself hangs on neither.
 
         Without `upscale`, an image that does not fill that bucket gets one of its own: each side of the bucket that
         is longer than the image is shortened to the greatest multiple of `step` within the image. An image with a
@@ -173,7 +174,7 @@ class Buckets:
                 shape = (min(shape), min(shape))
         if self.crop == "none":
             return _contain(width, height, shape)
-        return _cover(width, height, shape, focus if self.crop == "focal" else None)
+        return _cover(width, height, shape, focus)
 
     def enlarges(self, width: int, height: int) -> bool:
         """Whether an image of this size can only be used by enlarging it although `upscale` is off."""

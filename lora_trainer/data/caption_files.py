@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from lora_trainer.data.captions import (
     columns_of,
     file_name,
     fold,
+    is_text,
     one_line,
     read_jsonl,
     read_text,
@@ -28,6 +30,30 @@ from lora_trainer.data.listing import Stamp
 
 HEADER = ["filename", "prompt"]
 PREVIOUS = ".bak"
+_LONGEST = 255  # bytes of a file's name, as the common file systems have it
+
+
+def refused(name: str, ending: str = "") -> str:
+    """Why the caption of an image of that name cannot be kept in a table, or, with an `ending`, in a text file beside
+    it; "" where it can."""
+    if ending:
+        longest = os.fsencode(PurePosixPath(name).with_suffix(ending).name + PREVIOUS)
+        if len(longest) > _LONGEST:
+            told = f"The name {name[:60]}… is too long for a {ending} file beside the image"
+            return f"{told}: shorten it, or keep captions in a table."
+        return ""
+    if file_name(name) != name or not is_text(name):
+        return (
+            f"A table cannot name {name!r}, for its spaces at the end, its backslash or its letters that are none: "
+            "rename the file, or keep captions in text files."
+        )
+    return ""
+
+
+def _check(name: str, ending: str = "") -> None:
+    """Told at the first word: with the others it would be lost when they are saved."""
+    if reason := refused(name, ending):
+        raise PlainError(reason)
 
 
 class CaptionFiles(Protocol):
@@ -73,6 +99,7 @@ class Table:
         """Set the caption in the image's row, or add a row."""
         row = self._by_image.get(spelled(name))
         if row is None:
+            _check(name)
             row = self._by_image[spelled(name)] = [""] * len(self._rows[0])
             row[self._file] = name
             self._rows.append(row)
@@ -127,6 +154,7 @@ class JsonLines:
         """Set the caption in the image's line, or add a line."""
         number = self._by_image.get(spelled(name))
         if number is None:
+            _check(name)
             number = self._by_image[spelled(name)] = len(self._lines)
             self._lines.append(
                 json.dumps({FILE_COLUMNS[1]: name, TEXT_COLUMNS[1]: one_line(caption)}, ensure_ascii=False)
@@ -175,6 +203,7 @@ class Sidecars:
 
     def put(self, name: str, caption: str) -> None:
         """Write it at once; what was there is kept as .bak."""
+        _check(name, self._ending)
         replace_text(self.path_of(name), one_line(caption) + "\n", keep=True)
 
     def save(self) -> None:
@@ -188,7 +217,6 @@ def replace_text(path: Path, text: str, *, keep: bool) -> Stamp:
     Returns the stamp of what was written: taken before it is moved, so that it is not that of another's version.
     Raises PlainError.
     """
-    path = path.resolve() if path.is_symlink() else path
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -196,8 +224,9 @@ def replace_text(path: Path, text: str, *, keep: bool) -> Stamp:
             f"{path} cannot hold {error.object[error.start : error.end]!r}, which is half a letter: correct the "
             "caption, or the name of the file."
         ) from error
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path = path.resolve() if path.is_symlink() else path
+        unfinished = _unfinished(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             unfinished.write_bytes(data)
@@ -217,9 +246,14 @@ def replace_text(path: Path, text: str, *, keep: bool) -> Stamp:
         ) from error
 
 
+def _unfinished(path: Path) -> Path:
+    """Hidden, and short: a name may be as long already as the file system takes."""
+    return path.with_name(f".{secrets.token_hex(8)}")
+
+
 def _keep(path: Path) -> None:
     """A copy, so that there is a file of that name at every moment."""
-    copy = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    copy = _unfinished(path)
     try:
         shutil.copy2(path, copy)
         copy.replace(path.with_name(path.name + PREVIOUS))

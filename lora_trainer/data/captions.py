@@ -203,6 +203,15 @@ def file_name(cell: str) -> str:
     return cell.strip().replace("\\", "/").removeprefix("./")
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written as UTF-8; systems that take any bytes have names that cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def spelled(name: str) -> str:
     """A name as it is compared: tables come from other systems, with other letter case and composed accents."""
     return normalize("NFC", name).casefold()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lora_trainer.contracts import PlainError
-from lora_trainer.data.captions import file_name, read_text, spelled
+from lora_trainer.data.captions import file_name, is_text, read_text, spelled
 
 EXCLUDED = "lora_trainer_excluded.txt"
 HEADING = "# Images that are not trained on, one name a line, relative to this folder; take a line out to have it back."
@@ -51,14 +51,6 @@ def with_excluded(folder: Path, names: Iterable[str]) -> str:
 
 def _line(name: str) -> str:
     line = f"./{name}" if name.startswith("#") else name  # else it would be read as a comment
-    if [file_name(part) for part in line.splitlines()] != [name] or not _is_text(name):
+    if [file_name(part) for part in line.splitlines()] != [name] or not is_text(name):
         raise PlainError(f"The name {name!r} does not fit into a line of {EXCLUDED}: rename the file, or move it away.")
     return line
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from lora_trainer.contracts import PlainError
@@ -41,7 +41,8 @@ class FocusTable:
             file_name(row[self._columns[0]]): number for number, row in enumerate(self._rows)
             if number and len(row) > self._columns[0] and row[self._columns[0]].strip()
         }  # fmt: skip
-        by_image = rows_by_image(named, folder, folder, {spelled(image) for image in images})
+        self._of_images = {spelled(image) for image in images}
+        by_image = rows_by_image(named, folder, folder, self._of_images)
         self._row_of = {image: named[name] for image, name in by_image.items()}
         self._points = {image: self._point(number) for image, number in self._row_of.items()}
 
@@ -49,9 +50,10 @@ class FocusTable:
         """The point of the image of that name; None where there is no row for it."""
         return self._points.get(spelled(name))
 
-    def count(self, names: Iterable[str]) -> int:
-        """How many of these images have a point."""
-        return sum(spelled(name) in self._points for name in names)
+    @property
+    def points(self) -> int:
+        """How many images have one."""
+        return len(self._of_images & self._points.keys())
 
     def put(self, name: str, point: Point | None) -> None:
         """Set the image's point and write the table; None takes its row out. The version before is kept as .bak.
@@ -81,11 +83,6 @@ class FocusTable:
         else:
             self._row_of.setdefault(spelled(name), len(rows) - 1)
             self._points[spelled(name)] = self._point(self._row_of[spelled(name)])
-
-    def points(self, names: Iterable[str]) -> Mapping[str, Point]:
-        """Points of those of these images that have one."""
-        found = {name: self.of(name) for name in names}
-        return {name: point for name, point in found.items() if point is not None}
 
     def _point(self, number: int) -> Point:
         cells = self._rows[number]

@@ -19,21 +19,23 @@ class Framing:
         """Reads the table of focal points where they count. Raises PlainError for a table that is wrong."""
         self._buckets = buckets
         self._folder = folder
-        focal = buckets.crop == "focal"
-        self._table = FocusTable(folder, [item.name for item in items]) if focal else None
-        self._salient = Salient(folder) if focal else None
+        self._table = FocusTable(folder, [item.name for item in items]) if buckets.crop != "none" else None
+        self._salient = Salient(folder) if buckets.crop == "focal" else None
         self._found: dict[str, Point] = {}
 
     def focus_of(self, item: Item) -> Point | None:
         """What is cut away lies around this point: the one in the table, or else what was found; None: the middle."""
-        if self._table is None or self._salient is None:
-            return None
-        known = self._table.of(item.name) or self._found.get(item.name)
-        if known is None and (wanted := self._wanted(item)):
+        known = (self._table.of(item.name) if self._table else None) or self._found.get(item.name)
+        if known is None and self._salient and (wanted := self._wanted(item)):
             known = self._salient.recall(wanted)
             if known:
                 self._found[item.name] = known
         return known
+
+    @property
+    def points(self) -> int:
+        """How many images have a point in the table."""
+        return self._table.points if self._table else 0
 
     def crop_of(self, item: Item) -> Crop:
         """How the image is scaled and cut, as far as its focal point is known; its bucket does not hang on that."""
@@ -41,7 +43,7 @@ class Framing:
 
     def undecided(self, items: Sequence[Item]) -> list[Item]:
         """Those of these images for which `find` would look for a focal point."""
-        if self._table is None:
+        if self._salient is None:
             return []
         return [item for item in items if self.focus_of(item) is None and self._wanted(item)]
 
@@ -66,7 +68,7 @@ class Framing:
         """Sentences for the user."""
         if self._table is None and (self._folder / FOCUS).is_file():
             yield (
-                f"{FOCUS} names focal points, which data.crop: {self._buckets.crop} passes by: take data.crop: focal "
+                f"{FOCUS} names focal points, which data.crop: {self._buckets.crop} passes by: take data.crop: center "
                 "to have them count."
             )
 

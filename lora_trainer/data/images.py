@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from lora_trainer.contracts import PlainError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+OTHER_ENDINGS = (  # of pictures that are not read
+    ".heic", ".heif", ".jxl", ".jp2", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw", ".svg", ".tga", ".ico",
+)  # fmt: skip
 
 # Pillow chooses its reader by content, not by ending; without this list a ".png" could start its PostScript reader,
 # which runs an external interpreter.
@@ -228,6 +233,8 @@ def _sentence(path: Path, error: BaseException) -> str:
         return f"{path} was not found: it has been moved or deleted since the folder was read."
     if isinstance(error, PermissionError):
         return f"{path} may not be read: change its permissions or take it out of the folder."
+    if isinstance(error, Image.UnidentifiedImageError) and path.suffix.lower() == ".avif" and "AVIF" not in Image.OPEN:
+        return f"{path.name} needs Pillow 11.3 or newer, and {PIL.__version__} is installed: save it as PNG or JPEG."
     if isinstance(error, Image.UnidentifiedImageError):
         return f"{path.name} is not an image that can be read: replace it or take it out of the folder."
     return f"{path.name} is damaged or cut short ({error}): replace it or take it out of the folder."

@@ -13,7 +13,7 @@ from lora_trainer.contracts import PlainError
 from lora_trainer.data.caption_sources import CaptionSources, Place, counting, read_tables
 from lora_trainer.data.captions import Text, read_text
 from lora_trainer.data.excluded import EXCLUDED, without_excluded
-from lora_trainer.data.images import ENDINGS, image_size
+from lora_trainer.data.images import ENDINGS, OTHER_ENDINGS, image_size
 from lora_trainer.data.listing import listing
 from lora_trainer.data.mask_files import MaskFiles
 
@@ -86,10 +86,11 @@ def scan(
     pictures = [file for file in files if file.lower().endswith(ENDINGS)]
     masks = MaskFiles(pictures)
     there = [file for file in pictures if file not in masks.names]
+    others = _of_other_kinds(files)
     if not there:
         raise PlainError(
             f"{folder} has no images in it or its sub-folders: put some there with one of the endings "
-            f"{', '.join(ENDINGS)}."
+            f"{', '.join(ENDINGS)}.{''.join(f' {told}' for told in others)}"
         )
     images, excluded = without_excluded(folder, there)
     sizes, unreadable = _sizes(folder, images, size_of)
@@ -106,7 +107,7 @@ def scan(
         folder, tuple(bare), unreadable, (), captions.rows_without_image(), {}, (), excluded,
         doubled_rows=tuple(name for table in tables for name in table.doubles),
         not_unicode=tuple(captions.not_unicode),
-        read_with=tuple(captions.warnings),
+        read_with=(*others, *captions.warnings),
     )  # fmt: skip
     return recaptioned(blank, places)
 
@@ -160,6 +161,13 @@ def _repeats(name: str) -> int:
         if found and int(found[1]) <= _MOST_REPEATS:
             return int(found[1])
     return 1
+
+
+def _of_other_kinds(files: Iterable[str]) -> list[str]:
+    """A word on pictures that would be passed by without one, as a phone's are."""
+    found = [file for file in files if file.lower().endswith(OTHER_ENDINGS)]
+    told = "1 picture is of a kind" if len(found) == 1 else f"{len(found)} pictures are of kinds"
+    return [f"{told} that cannot be read: {_some(found)}. Save such as PNG or JPEG."] if found else []
 
 
 def _warnings(

@@ -187,9 +187,13 @@ def _caption(tables: list[Table], staged: Path, taken: Taken, prompts: Mapping[s
     ]  # fmt: skip
     files = _files(taken.folder, items, bool(tables))
     for name, caption in new.items():
-        files.put(name, caption)
+        try:
+            files.put(name, caption)
+        except PlainError as error:  # a name that cannot stand there, which must not cost the others
+            taken.left.append(Left(name, str(error)))
+        else:
+            taken.captions += 1
     files.save()
-    taken.captions += len(new)
 
 
 def _is_one(tables: list[Table]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO, cast
 
 from tqdm import tqdm
 
-from lora_trainer.contracts import Event, Finished, Prepared, Sampled, Saved, Skipped, Started, Stepped, Told
+from lora_trainer.contracts import Event, Finished, Prepared, Sampled, Saved, Skipped, Started, Stepped, Told, Validated
 
 SMOOTHED = 20  # steps: a single step's loss says little, since it depends on the timesteps that were drawn
 LINES = 50  # lines of a whole run, where there is no terminal
@@ -65,12 +65,15 @@ def exit_code(end: Finished | None) -> int:
     return {"done": 0, "stopped": 130, "failed": 1}[end.outcome] if end else 1
 
 
-def sentence(event: Told | Saved | Sampled | Skipped) -> str:
+def sentence(event: Told | Saved | Validated | Sampled | Skipped) -> str:
     """What an event says in a line."""
     if isinstance(event, Told):
         return f"Warning: {event.text}" if event.level == "warning" else event.text
     if isinstance(event, Saved):
         return f"Saved {event.path} at step {event.step}."
+    if isinstance(event, Validated):
+        best = "the best so far" if event.best == event.step else f"the best is step {event.best}"
+        return f"Loss on the held-out images at step {event.step}: {event.loss:.5f}, {best}."
     if isinstance(event, Sampled):
         drawn = f"{len(event.paths)} samples" if len(event.paths) != 1 else "1 sample"
         return f"Drew {drawn} at step {event.step}: {', '.join(str(path) for path in event.paths)}"

@@ -15,7 +15,7 @@ from lora_trainer.captioners.registry import captioner_of
 from lora_trainer.captioners.wording import joined, worded
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.contracts import Captioner, Control, Event, Finished, Host, PlainError, Prepared, Told
-from lora_trainer.data.caption_files import CaptionFiles, Sidecars, Table
+from lora_trainer.data.caption_files import CaptionFiles, Sidecars, Table, refused
 from lora_trainer.data.captions import one_line, with_trigger
 from lora_trainer.data.images import load_rgb
 from lora_trainer.data.scan import Item, Scan, scan
@@ -76,6 +76,8 @@ def plan_captions(config: CaptionConfig, *, in_step: bool = False) -> Plan:
     if not target:
         work, doubles = _one_for_each_file(work)
         warnings += doubles
+    work, unkept = _kept(work, ending)
+    warnings += unkept
     unreadable = [f"{one.reason} It is left out." for one in found.unreadable]
     return Plan(found, work, target, ending, (*unreadable, *warnings))
 
@@ -166,6 +168,13 @@ def _one_for_each_file(work: Sequence[Item]) -> tuple[tuple[Item, ...], list[str
         f"left out, such as {doubles[0]}: write a table to keep them apart."
     ] if doubles else []  # fmt: skip
     return tuple(first.values()), told
+
+
+def _kept(work: Sequence[Item], ending: str) -> tuple[tuple[Item, ...], list[str]]:
+    """The images whose captions can be kept where they go, and what is told of the others."""
+    reasons = {item.name: reason for item in work if (reason := refused(item.name, ending))}
+    told = [f"{len(reasons)} images are left out. The first: {next(iter(reasons.values()))}"] if reasons else []
+    return tuple(item for item in work if item.name not in reasons), told
 
 
 def _check_writable(folder: Path) -> None:

@@ -27,7 +27,8 @@ def write_state(files: RunFiles, state: TrainingState, facts: dict[str, Any]) ->
     """Write `<name>-<step>.state`. Raises PlainError where the disk refuses; an older state is left whole."""
     tensors = {_NETWORK + name: tensor for name, tensor in state.network.items()}
     tensors |= {_MOMENTS + name: tensor for name, tensor in state.moments.items()}
-    header = {"lora_trainer.state": json.dumps({"step": state.step, "scale": state.scale, "facts": facts})}
+    notes = {"step": state.step, "scale": state.scale, "course": state.course, "facts": facts}
+    header = {"lora_trainer.state": json.dumps(notes)}
     write_safetensors(files.state(state.step), tensors, header)
 
 
@@ -52,6 +53,7 @@ def _read_state(files: RunFiles, step: int) -> SavedRun:
         network={n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)},
         moments={n.removeprefix(_MOMENTS): t for n, t in tensors.items() if n.startswith(_MOMENTS)},
         scale=header["scale"],
+        course=header.get("course", {}),  # older states have none
     )
     return SavedRun(state, header["facts"])
 

@@ -50,11 +50,13 @@ def class_warnings(found: Scan | None) -> Iterator[str]:
 
 def data_choices(config: DataConfig, data: DataSet) -> Iterator[Choice]:
     """What the options of this room come to, as far as any is set."""
+    known = data.focal_points_known()
     if config.crop == "focal":
-        known = data.focal_points_known()
         yield Choice("crop", f"around focal points, {known} of them known, the others found first", "")
     elif config.crop == "none":
         yield Choice("crop", "none: the whole image is kept, padding is not learned", "")
+    elif known:
+        yield Choice("crop", f"the middle, of {known} images around their focal points", "")
     if config.masked_loss:
         floor = f"; black parts count {config.mask_floor:g}" if config.mask_floor else ""
         yield Choice("masks", f"{data.masks}{floor}", "")

@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_trainer.contracts import Host, PlainError
+from lora_trainer.data.buckets import CROPS, Crop, CropMode, Point
 from lora_trainer.data.caption_sources import absolute
 from lora_trainer.data.doctor.examine import Report
 from lora_trainer.data.hashes import CACHE_FOLDER
-from lora_trainer.data.scan import check_folder
+from lora_trainer.data.scan import Item, check_folder
 from lora_trainer.data.workshop.edits import ACTIONS, Edit
 from lora_trainer.data.workshop.opened import Changed, NoSuchImage, Workshop
-from lora_trainer.data.workshop.query import FLAGS, SORTS, Filter, Sort, ordered, tag_counts
+from lora_trainer.data.workshop.query import FLAGS, SORTS, Facts, Filter, Sort, ordered, tag_counts
+from lora_trainer.data.workshop.snapshot import Snapshot
 from lora_trainer.data.workshop.thumbs import Thumbs, Wanted, forget_thumbs, large_jpeg, thumb_file
 from lora_trainer.jobs.checkup import RESOLUTION, token_counter
 from lora_trainer.jobs.limits import check_allowed, paths_for
 from lora_trainer.jobs.open_check import OpenCheck
+from lora_trainer.jobs.open_crops import Asked, OpenCrops
 
 __all__ = [
     "ACTIONS",
+    "CROPS",
     "FLAGS",
     "SORTS",
     "Changed",
@@ -39,6 +43,7 @@ __all__ = [
     "Shown",
 ]
 
+TRANSPARENT = "transparent"  # the doctor's kind
 MOST = 12  # open at once; of more the one that was left alone longest is closed
 
 
@@ -54,6 +59,9 @@ class Shown(NamedTuple):
     starts_with_trigger: bool
     flags: list[str]
     version: str
+    mask: bool  # whether a file says which parts are learned, or the image has transparent ones
+    focus: Point | None  # what its crop keeps in sight; None: the middle
+    crop: Crop
 
 
 class Page(NamedTuple):
@@ -73,9 +81,11 @@ class Opened:
         self.openings = 1  # pages that opened it and did not close it yet
         self.used = time.monotonic()
         self.resolution = RESOLUTION  # pixels that its pictures are judged for
+        self.crop: CropMode = "center"  # and what a training does with shapes that are not their bucket's
         self._cache = cache
         self._thumbs = thumbs
         self._check = OpenCheck(workshop, cache, busy)
+        self._crops = OpenCrops(workshop, busy)
 
     def begin(self) -> None:
         """Read the folder, then make its small pictures; for a thread of its own."""
@@ -102,13 +112,26 @@ class Opened:
         facts = workshop.facts(snapshot)
         found = ordered(which.of(snapshot.scan.items, facts), sort, facts, descending=descending)
         self._thumbs.soon([self._wanted(item.name) for item in found[offset : offset + 2 * limit]])
-        images = [
+        return Page(len(found), snapshot.revision, self._shown(found[offset : offset + limit], snapshot, facts))
+
+    def _shown(self, items: Sequence[Item], snapshot: Snapshot, facts: Facts) -> list[Shown]:
+        framed = self._crops.of(items, snapshot, Asked(self.resolution, self.crop))
+        return [
             Shown(
                 item.name, item.width, item.height, item.caption, item.caption_source, facts.tokens(item.caption),
-                facts.starts_with_trigger(item), facts.flags(item), snapshot.version(item.name),
-            ) for item in found[offset : offset + limit]
+                facts.starts_with_trigger(item), flags := facts.flags(item), snapshot.version(item.name),
+                item.mask is not None or TRANSPARENT in flags, *one,
+            ) for item, one in zip(items, framed, strict=True)
         ]  # fmt: skip
-        return Page(len(found), snapshot.revision, images)
+
+    def focus(self, name: str, point: Point | None) -> Shown:
+        """Set the point that the image's crop keeps in sight, or forget it. Raises as `Workshop.focus` does."""
+        snapshot = self.workshop.focus(name, point)
+        return self._shown([snapshot.items[name]], snapshot, self.workshop.facts(snapshot))[0]
+
+    def focused(self) -> tuple[int, list[str]]:
+        """How many images have a point of their own, and what there is to say of the table."""
+        return self._crops.told(self.workshop.snapshot, Asked(self.resolution, self.crop))
 
     def names(self, which: Filter, sort: Sort, *, descending: bool) -> tuple[list[str], int]:
         """The names of all images of a list, in its order, and the revision they are of. Raises as `page` does."""
@@ -140,6 +163,7 @@ class Opened:
         """Begin nothing more for it."""
         self._thumbs.forget(self.id)
         self._check.close()
+        self._crops.close()
 
     def _wanted(self, name: str) -> Wanted:
         snapshot = self.workshop.snapshot
@@ -164,7 +188,7 @@ class DataSets:
 
     def open(
         self, folder: str, metadata: str | None = None, *, trigger: str | None = None, resolution: int | None = None,
-        by_page: bool = False,
+        crop: CropMode | None = None, by_page: bool = False,
     ) -> Opened:  # fmt: skip
         """The data set of that folder, open; reading it goes on in the background. One that is open already is the same
         for all. Raises PlainError. `by_page` as in `limits.load_allowed`."""
@@ -180,6 +204,7 @@ class DataSets:
             opened.used = time.monotonic()
             opened.workshop.trigger = opened.workshop.trigger if trigger is None else trigger
             opened.resolution = resolution or opened.resolution
+            opened.crop = crop or opened.crop
         return opened
 
     @property

@@ -2,6 +2,7 @@
 
     <folder>/<name>.safetensors                 the LoRA
     <folder>/<name>-<step, six digits>.safetensors   checkpoints, each a LoRA that can be used
+    <folder>/<name>-best.safetensors            the one that was best on held-out images, where some were held out
     <work>/<name>-<step, six digits>.state      what a resumed run needs (safetensors inside; another ending, so that
                                                 a host does not list it as a LoRA)
     <work>/<name>.yaml                          the configuration as it was run
@@ -47,6 +48,11 @@ class RunFiles:
     @property
     def board(self) -> Path:
         return self.work / "logs" / self.name
+
+    @property
+    def best(self) -> Path:
+        """The LoRA of the step that was best on what is held out; no checkpoint, so never removed as an old one."""
+        return self.folder / f"{self.name}-best.safetensors"
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / f"{self.name}-{step:06d}.safetensors"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from lora_trainer.contracts import BaseModel, Event, Host, Network, Told
@@ -18,6 +19,7 @@ from lora_trainer.jobs.samples import SampleMaker
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.networks.network import inject
 from lora_trainer.train.diffusion_loss import DiffusionLoss
+from lora_trainer.train.held_out import HeldOut
 from lora_trainer.train.turns import Exclusive, in_turn
 
 
@@ -58,7 +60,7 @@ class ImageRun:
         return Readied(
             batches=plan.data, loss=_loss(plan, base, network), network=network, exclusive=exclusive,
             sampler=SampleMaker(plan, base, network, self.host),
-            output=ImageOutput(plan, base, self.host, exclusive),
+            output=ImageOutput(plan, base, self.host, exclusive), validation=_validation(plan, base, network),
         )  # fmt: skip
 
     def _prepare(self) -> Generator[Event, None, BaseModel | None]:
@@ -72,7 +74,10 @@ class ImageRun:
         encode_text = (lambda captions: base.encode_text(captions, plan.clip_skip)) if frozen_text else None
         exclusive = self._exclusive(base)
         fingerprint = yield from in_turn(exclusive, self.control, lambda: base.fingerprint("vae"))
-        work = plan.data.prepare(base.encode_images, encode_text, fingerprint=fingerprint or "")
+        sets = [plan.data, *([plan.held_out] if plan.held_out else [])]
+        work = chain.from_iterable(
+            data.prepare(base.encode_images, encode_text, fingerprint=fingerprint or "") for data in sets
+        )
         while event := (yield from in_turn(exclusive, self.control, lambda: next(work, None))):
             yield event
             if self.control.take().stop:
@@ -133,6 +138,13 @@ def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
         base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
         plan.config.objective, network,
     )  # fmt: skip
+
+
+def _validation(plan: Plan, base: BaseModel, network: Network) -> HeldOut | None:
+    data = plan.held_out
+    if data is None:
+        return None
+    return HeldOut(base, network, data, lambda: len(data.items), plan.clip_skip, plan.config.validation.timesteps)
 
 
 def _checkpoint_activations(base: BaseModel, parts: Iterable[str]) -> None:

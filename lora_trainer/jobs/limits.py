@@ -13,7 +13,10 @@ from lora_trainer.config.load import ConfigError, Fault, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Host, HostPaths, PlainError
 
-_PLACES = ("data.folder", "data.metadata", "data.regularization", "network.start_from", "output.directory")
+_PLACES = (
+    "data.folder", "data.metadata", "data.regularization", "network.start_from", "validation.folder",
+    "output.directory",
+)  # fmt: skip
 _NAME = "output.name"
 _BASE = "model.base"
 # Letters that a file system refuses or that end a prompt's <lora:name:weight>; and names that Windows keeps to itself.

@@ -30,6 +30,7 @@ from lora_trainer.jobs.planned import (
     taken,
 )
 from lora_trainer.jobs.readers import unread_note
+from lora_trainer.jobs.validating import hold_out, look_interval, measured_on, validation_choice
 from lora_trainer.train.optimizer_kinds import KINDS
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
@@ -43,6 +44,7 @@ class Plan(RunPlan):
     lent: LentModel
     scan: Scan
     data: DataSet
+    held_out: DataSet | None  # what is measured on and not trained on
     resolution: int  # pixels
     clip_skip: int
 
@@ -126,14 +128,18 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     resolution = config.data.resolution or family.defaults.resolution
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
     of_class = class_scan(config.data, found)
+    trained, kept_back = hold_out(config, found)
     data = DataSet(
-        found, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config), class_scan=of_class
-    )
+        trained, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config),
+        class_scan=of_class,
+    )  # fmt: skip
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     rates, rate_choice = _rates(config, family)
     method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
+    held_out = measured_on(config, kept_back, resolution) if kept_back else None
+    validate_every = look_interval(config, steps) if held_out else 0
     save_every, save_choice = save_interval(config, steps)
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
     choices = (
@@ -154,13 +160,14 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
         save_choice,
+        *([validation_choice(config, held_out, validate_every)] if held_out else []),
         file_choice,
     )
     return Plan(
-        config=config, family=family, lent=lent, scan=found, data=data, files=files, device=device, dtype=dtype,
-        processes=processes, seed=seed, resolution=resolution,
+        config=config, family=family, lent=lent, scan=found, data=data, held_out=held_out, files=files,
+        device=device, dtype=dtype, processes=processes, seed=seed, resolution=resolution,
         clip_skip=config.model.clip_skip or family.defaults.clip_skip,
-        alpha=alpha, rates=rates, steps=steps, save_every=save_every,
+        alpha=alpha, rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(
             *found.warnings, *class_warnings(of_class), *data.warnings, *unused_masks(config.data, data),

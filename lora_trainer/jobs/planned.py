@@ -41,6 +41,7 @@ class RunPlan(ABC):
     steps: int
     save_every: int
     sample_every: int  # 0: none while training
+    validate_every: int = 0  # 0: nothing is held out
     choices: tuple[Choice, ...]
     notes: tuple[str, ...]  # what the user should know before it runs
 

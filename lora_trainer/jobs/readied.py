@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled
+from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled, Validation
 from lora_trainer.train.state import TrainingState
 from lora_trainer.train.turns import Exclusive
 
@@ -52,6 +52,7 @@ class Readied:
     exclusive: Exclusive
     sampler: Sampler
     output: Output
+    validation: Validation | None = None  # None where nothing is held out
 
 
 class Preparation(Protocol):

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from lora_trainer.contracts import Event, Finished, Prepared, Sampled, Saved, Skipped, Started, Stepped, Told
+from lora_trainer.contracts import (
+    Event,
+    Finished,
+    Prepared,
+    Sampled,
+    Saved,
+    Skipped,
+    Started,
+    Stepped,
+    Told,
+    Validated,
+)
 from lora_trainer.jobs.planned import RunPlan
 from lora_trainer.weights.write import why_not_written
 
@@ -90,6 +101,9 @@ def in_words(event: Event) -> str:
             return f"step {event.step}/{event.steps} skipped: loss {event.loss} or its gradient is not a finite number"
         case Saved():
             return f"saved {event.path.name}"
+        case Validated():
+            parts = " ".join(f"{loss:.5f}" for loss in event.by_timestep)
+            return f"held-out loss {event.loss:.5f} at step {event.step} ({parts}), best at step {event.best}"
         case Sampled():
             return f"samples of step {event.step}: {', '.join(path.name for path in event.paths)}"
         case Finished():
@@ -146,6 +160,10 @@ def _draw(writer: Any, event: Event) -> None:
         writer.add_scalar("memory_mib", event.memory / 2**20, event.step)
         for part, rate in event.rates.items():
             writer.add_scalar(f"learning_rate/{part}", rate, event.step)
+    elif isinstance(event, Validated):
+        writer.add_scalar("validation/loss", event.loss, event.step)
+        for place, loss in enumerate(event.by_timestep, start=1):
+            writer.add_scalar(f"validation/range_{place}", loss, event.step)
     elif isinstance(event, Sampled):
         for index, path in enumerate(event.paths):
             with Image.open(path) as image:

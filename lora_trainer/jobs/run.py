@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,10 +23,11 @@ from lora_trainer.jobs.recipe import resumable_facts, what_changed, write_recipe
 from lora_trainer.jobs.record import recorded
 from lora_trainer.jobs.writer import Writer
 from lora_trainer.train.control import Controls
-from lora_trainer.train.loop import Pace, StepBroken, Work, fit, sampled
+from lora_trainer.train.loop import Outcome, Pace, StepBroken, Work, fit, sampled
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import AcceleratedProcesses, OneProcess, Processes
 from lora_trainer.train.state import restore
+from lora_trainer.train.watch import Watch
 from lora_trainer.weights.write import remove_leftovers, why_not_written
 
 __all__ = ["Controls", "run"]
@@ -118,16 +120,21 @@ class _Job:
         if self.saved:
             restore(self.saved.state, network, updater)
         start = self.saved.state.step if self.saved else 0
+        watch = Watch(plan.config.validation.patience) if readied.validation and self._writes else None
+        if watch and self.saved:
+            watch.load(self.saved.state.course)
         writer = Writer(plan, readied.output) if self._writes else None
         work = Work(
             batches=readied.batches, loss=readied.loss, network=network, updater=updater, control=self.control,
             processes=self.processes, exclusive=readied.exclusive,
             save=writer.checkpoint if writer else lambda state: None,
             sample=sampler.draw if writer else lambda step: None,
+            validation=readied.validation if writer else None, watch=watch,
+            keep_best=writer.keep_best if writer else lambda state: None,
         )  # fmt: skip
         pace = Pace(
             plan.steps, config.gradient_accumulation_steps, config.max_gradient_norm, plan.save_every,
-            plan.sample_every if sampler.wanted else 0,
+            plan.sample_every if sampler.wanted else 0, plan.validate_every,
         )  # fmt: skip
         if start == 0 and writer and sampler.wanted:
             yield from sampled(work, 0)
@@ -141,8 +148,13 @@ class _Job:
             yield from writer.finish(outcome)
         else:
             yield Finished(
-                outcome.kind if outcome.kind in ("done", "stopped") else "failed", outcome.state.step, None, ""
+                _outcome(outcome), outcome.state.step, None, ""
             )
+
+
+def _outcome(outcome: Outcome) -> Literal["done", "stopped", "failed"]:
+    kinds: dict[str, Literal["done", "stopped"]] = {"done": "done", "no better": "done", "stopped": "stopped"}
+    return kinds.get(outcome.kind, "failed")
 
 
 def _made_ready(folder: Path) -> None:

@@ -19,6 +19,7 @@ from lora_trainer.jobs.recipe import resumable_facts
 from lora_trainer.train.loop import Outcome
 from lora_trainer.train.state import TrainingState
 from lora_trainer.train.told import in_words
+from lora_trainer.train.watch import Look
 from lora_trainer.weights.write import free_name
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,16 @@ class Writer:
         self.output.announce(path)
         return Saved(state.step, path, final=False)
 
+    def keep_best(self, state: TrainingState) -> Saved | Told:
+        """The LoRA of the step that is best so far on what is held out, in the place of the one before."""
+        path = self.plan.files.best
+        try:
+            self.output.write(path, state)
+        except PlainError as error:
+            return Told(f"Step {state.step} is the best so far but was not kept: {error}", "warning")
+        self.output.announce(path)
+        return Saved(state.step, path, final=False)
+
     def keep(self, path: Path, state: TrainingState, *, final: bool = False) -> Generator[Event, None, Kept]:
         """Write what the run ends with. There is no next checkpoint to make up for this one: where its own place
         refuses the LoRA, another one is looked for, and the state is tried in any case."""
@@ -75,16 +86,42 @@ class Writer:
         state, files = outcome.state, self.plan.files
         if outcome.kind == "diverged":
             yield self._diverged(state)
-        elif outcome.kind != "done":
+        elif outcome.kind not in ("done", "no better"):
             yield from self._ended_early(outcome)
         else:
             kept = yield from self.keep(files.lora, state, final=True)
             if kept.refused:
-                text = f"All {state.step} steps are done, but {kept.refused}{_left(kept, 'writes it again')}"
+                text = f"{self._how_far(outcome)}, but {kept.refused}{_left(kept, 'writes it again')}"
                 yield Finished("failed", state.step, kept.lora, text)
                 return
             yield from self.output.present(files.lora)
-            yield Finished("done", state.step, files.lora, f"Done: {files.lora}")
+            better, told = self._which(state)
+            done = "Done" if outcome.kind == "done" else self._how_far(outcome)
+            yield Finished("done", state.step, better or files.lora, f"{done}: {files.lora}{told}")
+
+    def _how_far(self, outcome: Outcome) -> str:
+        step = outcome.state.step
+        if outcome.kind == "done":
+            return f"All {step} steps are done"
+        looks = f"{self.plan.config.validation.patience} looks at the held-out images were no better"
+        return f"Ended after step {step} of {self.plan.steps}, since {looks}"
+
+    def _which(self, state: TrainingState) -> tuple[Path | None, str]:
+        """The LoRA to use where it is not the last one, and what is to be said of it after the name of the last."""
+        looks = [Look(*look) for look in state.course.get("looks", ())]
+        if not looks:
+            return None, ""
+        best, last = min(looks, key=lambda look: look.loss), looks[-1]
+        if best.step == last.step:
+            return None, ", which is also the best on the held-out images."
+        if best.step == 0 or not self.plan.files.best.exists():
+            return None, (
+                "; on the held-out images no step was better than before the training, so lower the learning rate or "
+                "look at the captions."
+            )
+        better = self.plan.files.best
+        losses = f"(loss {best.loss:.4f}, at the end {last.loss:.4f})"
+        return better, f"; the held-out images say that step {best.step} is better {losses}: use {better}"
 
     def _ended_early(self, outcome: Outcome) -> Iterator[Event]:
         step, steps = outcome.state.step, self.plan.steps

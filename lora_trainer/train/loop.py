@@ -28,6 +28,8 @@ from lora_trainer.contracts import (
     Started,
     Stepped,
     Told,
+    Validated,
+    Validation,
 )  # fmt: skip
 from lora_trainer.train.memory import is_out_of_memory, peak_memory
 from lora_trainer.train.optimizers import Updater
@@ -35,6 +37,7 @@ from lora_trainer.train.processes import Processes
 from lora_trainer.train.state import TrainingState, capture, restore
 from lora_trainer.train.told import in_words
 from lora_trainer.train.turns import Exclusive, in_turn
+from lora_trainer.train.watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class Pace:
     max_gradient_norm: float  # 0: not clipped
     save_every: int  # steps; 0: never
     sample_every: int  # steps; 0: never
+    validate_every: int = 0  # steps; 0: never
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ class Work:
     exclusive: Exclusive
     save: Callable[[TrainingState], Saved | Told | None]  # writes a checkpoint; None in processes that do not write
     sample: Callable[[int], Sampled | None]  # draws with the weights of the moment
+    validation: Validation | None = None  # None where nothing is held out, and in processes that do not write
+    watch: Watch | None = None  # of the held-out loss; goes with `validation`
+    keep_best: Callable[[TrainingState], Saved | Told | None] = lambda state: None
 
 
 class StepBroken(Exception):
@@ -76,7 +83,7 @@ class StepBroken(Exception):
 
 
 class Outcome(NamedTuple):
-    kind: Literal["done", "stopped", "diverged", "out of memory"]
+    kind: Literal["done", "no better", "stopped", "diverged", "out of memory"]  # no better: patience has run out
     state: TrainingState  # what to keep: of the last whole step, or of the last good checkpoint if it diverged
 
 
@@ -88,16 +95,18 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
     nothing but the step under way; neither does any other failure, which raises StepBroken with what to save.
     """
     yield Started(start, pace.steps)
-    good = capture(start, work.network, work.updater)
+    if start == 0:
+        yield from _validated(pace, work, 0)
+    good = _captured(work, start)
     skipped = 0
     for step in range(start, pace.steps):
         orders = yield from _orders(work, step)
         if work.processes.any(orders.stop):
-            return Outcome("stopped", capture(step, work.network, work.updater))
+            return Outcome("stopped", _captured(work, step))
         try:
             result = yield from in_turn(work.exclusive, work.control, partial(_one_step, pace, work, step))
         except _Unfinished as unfinished:
-            error, state = unfinished.error, capture(step, work.network, work.updater)
+            error, state = unfinished.error, _captured(work, step)
             if is_out_of_memory(error):
                 return Outcome("out of memory", state)
             raise StepBroken(state) from error
@@ -106,7 +115,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
                 raise
             return Outcome("out of memory", good)
         if result is None:
-            return Outcome("stopped", capture(step, work.network, work.updater))
+            return Outcome("stopped", _captured(work, step))
         done = step + 1
         if isinstance(result, Skipped):
             curable = math.isfinite(result.loss) and work.updater.overflow_is_curable()
@@ -117,15 +126,65 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
                 return Outcome("diverged", good)
         else:
             skipped = 0
+            if work.watch:
+                work.watch.stepped(result.loss)
             yield result
         last = done == pace.steps
+        if not skipped and (last or _due(done, pace.validate_every)) and (yield from _validated(pace, work, done)):
+            last = True
         if not skipped and not last and (orders.save or _due(done, pace.save_every)):
-            state = capture(done, work.network, work.updater)
+            state = _captured(work, done)
             if (yield from _save(work, state)):
                 good = state
         if orders.sample or last or _due(done, pace.sample_every):
             yield from sampled(work, done)
-    return Outcome("done", capture(pace.steps, work.network, work.updater))
+        if last and done < pace.steps:
+            return Outcome("no better", _captured(work, done))
+    return Outcome("done", _captured(work, pace.steps))
+
+
+def _captured(work: Work, step: int) -> TrainingState:
+    state = capture(step, work.network, work.updater)
+    return replace(state, course=work.watch.state()) if work.watch else state
+
+
+def _validated(pace: Pace, work: Work, step: int) -> Generator[Event, None, bool]:
+    """Look at what is held out; whether patience has run out. One look that fails must not cost the training."""
+    if not pace.validate_every:
+        return False
+    if work.validation and work.watch:
+        try:
+            yield from _look(work, work.validation, work.watch, step)
+        except Exception as error:
+            _log.warning("A look at the held-out images failed.", exc_info=error)
+            text = f"The held-out images were not looked at after step {step}, the training goes on: {in_words(error)}"
+            yield Told(text, "warning")
+    return work.processes.any(bool(work.watch and work.watch.looks and work.watch.exhausted))
+
+
+def _look(work: Work, validation: Validation, watch: Watch, step: int) -> Generator[Event, None, None]:
+    rows: list[list[float]] = []
+    for index in range(validation.count):  # a turn for each, so that nobody waits for all of them
+        row = yield from in_turn(work.exclusive, work.control, partial(_measured, work, validation, index))
+        if row is None:
+            return
+        rows.append(row)
+    by_range = tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
+    loss = sum(by_range) / len(by_range)
+    if not math.isfinite(loss):
+        yield Told(f"The loss on the held-out images after step {step} is not a finite number.", "warning")
+        return
+    warning = watch.measured(step, loss)
+    yield Validated(step, loss, by_range, watch.best.step)
+    if warning:
+        yield Told(warning, "warning")
+    if step and watch.best.step == step and (kept := work.keep_best(_captured(work, step))):
+        yield kept
+
+
+def _measured(work: Work, validation: Validation, index: int) -> list[float]:
+    with work.updater.shown():
+        return validation.measure(index)
 
 
 def _orders(work: Work, step: int) -> Generator[Event, None, Orders]:
@@ -136,7 +195,7 @@ def _orders(work: Work, step: int) -> Generator[Event, None, Orders]:
         if orders.stop or not work.control.paused():
             return orders
         if orders.save and step:
-            yield from _save(work, capture(step, work.network, work.updater))
+            yield from _save(work, _captured(work, step))
         if orders.sample:
             yield from sampled(work, step)
 

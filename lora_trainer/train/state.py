@@ -6,7 +6,7 @@ and the learning rate is a function of the step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,8 @@ class TrainingState:
     moments: dict[str, Tensor]  # the optimizer's, and the moving average's
     scale: dict[str, Any]  # the loss scale's, and the optimizer's numbers; JSON values
     averaged: NetworkState | None = None  # the weights to be used, where they are others than those that are trained
+
+    course: dict[str, Any] = field(default_factory=dict[str, Any])  # of the held-out loss; JSON values
 
     @property
     def result(self) -> NetworkState:

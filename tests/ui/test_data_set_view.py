@@ -88,6 +88,10 @@ def test_captions_are_edited_in_place_and_never_over_another_program(opened: Any
     saved(tab, "001.png", folder, "a new one")
     assert card(tab, "001.png").locator(".lt-word").inner_text() == "✗ mycat"
 
+    (folder / "005.txt").write_text("by another program", encoding="utf-8")
+    shown = "[...document.querySelectorAll('.lt-caption')].map((one) => one.value)"
+    tab.wait_for_function(f"{shown}.includes('by another program')")
+
     for keep, expected in (("Keep mine", "mine"), ("Take theirs", "theirs")):
         tab.wait_for_timeout(300)
         card(tab, "003.png").locator("textarea").click()
@@ -99,7 +103,6 @@ def test_captions_are_edited_in_place_and_never_over_another_program(opened: Any
         assert caption(folder, 3) == "theirs"
         card(tab, "003.png").locator(f"text={keep}").click()
         card(tab, "003.png").locator(".lt-conflict").wait_for(state="detached")
-        shown = "[...document.querySelectorAll('.lt-caption')].map((one) => one.value)"
         tab.wait_for_function(f"{shown}.includes('{expected}')")
         if keep == "Keep mine":
             saved(tab, "003.png", folder, "mine")

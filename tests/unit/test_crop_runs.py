@@ -47,7 +47,9 @@ def test_what_is_set_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     (pictures / FOCUS).write_text("filename,x,y\n0.png,0,0\n")
     plan = plan_run(small_run(tmp_path), Standalone())
     assert any("1 images have masks, which do not count: turn data.masked_loss on" in note for note in plan.notes)
-    assert any(FOCUS in note and "data.crop: focal" in note for note in plan.notes)
+    assert "the middle, of 1 images around their focal points" in plan.text()
+    notes = plan_run(small_run(tmp_path, data__crop="none"), Standalone()).notes
+    assert any(FOCUS in note and "data.crop: center" in note for note in notes)
     options: dict[str, Any] = {
         "data__masked_loss": True, "data__mask_floor": 0.1, "data__crop": "focal", "data__prior_weight": 0.5,
         "data__regularization": class_images(tmp_path), "data__class_prompt": "blocks", "train__steps": None,

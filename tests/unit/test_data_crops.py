@@ -60,7 +60,7 @@ def test_a_focal_point_moves_the_crop_and_nothing_else(width, height, focus, ups
         if low > 0 and high < 1:
             assert abs((low + high) / 2 - at) <= 1 / cut, "and in its middle, unless an edge is nearer"
     assert Buckets(256, 64, upscale=upscale, crop="focal").fit(width, height, (0.5, 0.5)) == middle
-    assert Buckets(256, 64, upscale=upscale).fit(width, height, focus) == middle
+    assert Buckets(256, 64, upscale=upscale).fit(width, height, focus) == around, "also where the middle is usual"
 
 
 @given(sides, sides, st.booleans())
@@ -121,7 +121,8 @@ def test_points_are_kept_in_a_table_that_people_can_edit(tmp_path: Path) -> None
     assert (tmp_path / FOCUS).read_text() == "note,Y,X,Filename\nmine,0.5,0.25,a.png\n,0.2,0.1,gone.png\n,0,1,c.png\n"
     table.put("a.png", None)
     table.put("a.png", None)
-    assert FocusTable(tmp_path, names).points(names) == {"c.png": (1, 0)} == table.points(names)
+    for one in (table, FocusTable(tmp_path, names)):
+        assert ([one.of(name) for name in names], one.points) == ([None, None, (1, 0)], 1)
     assert "a.png" in (tmp_path / f"{FOCUS}.bak").read_text(), "the version before"
     assert sorted(path.name for path in tmp_path.iterdir()) == [FOCUS, f"{FOCUS}.bak"]
 
@@ -141,10 +142,12 @@ def test_a_wrong_table_is_a_fault_in_words(tmp_path: Path, text: str, told: str)
     folder = picture_folder(tmp_path, [(256, 128)])
     (folder / "0.png").rename(folder / "a.png")
     (folder / FOCUS).write_text(text)
-    with pytest.raises(PlainError, match=told):
-        prepared(folder, crop="focal")
-    warnings = prepared(folder).warnings
-    assert [FOCUS in warning and "data.crop: focal" in warning for warning in warnings] == [True]
+    for crop in ("focal", "center"):
+        with pytest.raises(PlainError, match=told):
+            prepared(folder, crop=crop)
+    (warning,) = prepared(folder, crop="none").warnings
+    assert FOCUS in warning
+    assert "data.crop: center" in warning
 
 
 def test_a_point_outside_of_the_picture_is_not_written(tmp_path: Path) -> None:
@@ -156,18 +159,18 @@ def test_a_point_outside_of_the_picture_is_not_written(tmp_path: Path) -> None:
 # --- what is trained on ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", ["disk", "none"])
-def test_a_focal_point_that_is_moved_changes_what_is_trained_on(tmp_path: Path, cache: str) -> None:
+@pytest.mark.parametrize(("crop", "cache"), [("focal", "disk"), ("focal", "none"), ("center", "disk")])
+def test_a_focal_point_that_is_moved_changes_what_is_trained_on(tmp_path: Path, crop: str, cache: str) -> None:
     folder = picture_folder(tmp_path, [(512, 256)])
     (folder / FOCUS).write_text("filename,x,y\n0.png,0,0.5\n")
-    left = prepared(folder, crop="focal", cache=cache)(0)
+    left = prepared(folder, crop=crop, cache=cache)(0)
     (folder / FOCUS).write_text("filename,x,y\n0.png,1,0.5\n")
-    right = prepared(folder, crop="focal", cache=cache)(0)
+    right = prepared(folder, crop=crop, cache=cache)(0)
     # red runs from 20 to 230 over the whole width; each half shows one half of it
     assert [round(float((one.latents[0, 0].mean() + 1) * 127.5)) for one in (left, right)] == [72, 177]
     assert left.sizes[0].tolist() == [256, 512, 0, 0, 128, 128]
     assert right.sizes[0].tolist() == [256, 512, 0, 128, 128, 128]
-    again = prepared(folder, crop="focal", cache=cache)(0)
+    again = prepared(folder, crop=crop, cache=cache)(0)
     assert torch.equal(again.latents, right.latents)
     assert left.mask is None is right.mask
 

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.data.buckets import Point
+from lora_trainer.data.caption_files import PREVIOUS
 from lora_trainer.data.caption_sources import SIDECARS, TABLES, absolute
 from lora_trainer.data.captions import one_line, read_text
+from lora_trainer.data.focus import FOCUS, FocusTable
 from lora_trainer.data.listing import Stamp, listing, stamp_of
 from lora_trainer.data.scan import Item, Scan, check_folder, scan
 from lora_trainer.data.workshop.edits import LONGEST, Edit, edited
@@ -139,7 +142,8 @@ class Workshop:
             self._memory.begin(files)
             found = scan(self.folder, self.metadata, self._memory.size_of, self._memory.text_of, files)
             self._memory.save()
-            revision = before.revision + (_told(before.scan) != _told(found)) if before else 1
+            points = before is not None and before.files.get(FOCUS) != files.get(FOCUS)
+            revision = before.revision + (points or _told(before.scan) != _told(found)) if before else 1
             self._snapshot = Snapshot(found, files, table, revision, before.edited if before else {})
             self.state, self.message = "ready", ""
         self._looked = time.monotonic()
@@ -147,6 +151,29 @@ class Workshop:
 
     def _count(self) -> None:
         self.seen += self._snapshot is None
+
+    def focus(self, name: str, point: Point | None) -> Snapshot:
+        """Set the point that a crop keeps in sight, or forget it. Raises NoSuchImage, and PlainError for a point that
+        is none and a table that is wrong or cannot be written."""
+        with self._lock:
+            self.refresh()
+            snapshot = self.snapshot
+            if name not in snapshot.items:
+                raise NoSuchImage(name)
+            table = FocusTable(self.folder, snapshot.items)
+            table.put(name, point)
+            files = dict(snapshot.files)
+            for path in (table.path, table.path.with_name(FOCUS + PREVIOUS)):
+                stamp = stamp_of(path)
+                if stamp:
+                    files[path.name] = stamp
+            self._snapshot = replace(snapshot, files=files, revision=snapshot.revision + 1)
+            return self._snapshot
+
+    def touch(self) -> None:
+        """Tell everybody who shows the data set that there is something new of it."""
+        with self._lock:
+            self._snapshot = replace(self.snapshot, revision=self.snapshot.revision + 1)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -160,7 +187,8 @@ class Workshop:
 
     @property
     def revision(self) -> int:
-        """Grows with every change of a caption, and when images come or go; 0 before the folder was read."""
+        """Grows with every change of a caption or a focal point, and when images or masks come or go; 0 before the
+        folder was read."""
         return self._snapshot.revision if self._snapshot else 0
 
     @property
@@ -349,7 +377,7 @@ class Workshop:
 
 
 def _told(scan: Scan) -> object:
-    return [(item.name, item.caption) for item in scan.items], scan.places
+    return [(item.name, item.caption, item.mask) for item in scan.items], scan.places
 
 
 def _named(snapshot: Snapshot, names: Sequence[str]) -> list[Item]:

@@ -18,6 +18,7 @@ def data_set_form(opened: Opened) -> dict[str, Any]:
     """A data set as `GET datasets/{id}` tells it; before it is read, and where it cannot be, without its content."""
     workshop = opened.workshop
     found = workshop.snapshot.scan if workshop.state == "ready" else None
+    focused, warnings = opened.focused() if found else (0, [])
     return jsonable({
         "id": opened.id,
         "folder": workshop.folder,
@@ -29,14 +30,14 @@ def data_set_form(opened: Opened) -> dict[str, Any]:
         "revision": workshop.revision,
         "format": workshop.format if found else None,
         "formats": workshop.formats if found else [],
-        "warnings": found.warnings if found else [],
+        "warnings": [*found.warnings, *warnings] if found else [],
         "writable": workshop.writable,
         "trigger": workshop.trigger,
         "token_limit": TOKENS,
         "can_undo": workshop.can_undo,
         "can_redo": workshop.can_redo,
-        "masks": 0,
-        "focused": 0,
+        "masks": sum(item.mask is not None for item in found.items) if found else 0,
+        "focused": focused,
     })  # fmt: skip
 
 
@@ -46,7 +47,10 @@ def image_form(image: Shown, opened: Opened, root: str) -> dict[str, Any]:
         "thumb": thumb_address(root, opened, image.name),
         "picture": _address(root, opened, "pictures", image.name),
     }
-    return image._asdict() | addresses | {"mask": False, "focus": None, "crop": None}
+    crop = {"bucket": image.crop.size, **image.crop.kept._asdict()}
+    framed = {"mask": image.mask, "focus": image.focus, "crop": crop}
+    told = {name: value for name, value in image._asdict().items() if name not in framed}
+    return jsonable(told | addresses | framed)
 
 
 def open_check_form(opened: Opened, root: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lora_trainer.interfaces.api.fields import (
     only,
     optional_text,
     pixels_in,
+    share_in,
     switch_in,
     text_in,
     texts_in,
@@ -50,6 +51,7 @@ def data_set_routes(registry: Registry) -> dict[str, dict[str, Handler]]:
         "/datasets/{id}/check": {"GET": desk.check},
         "/datasets/{id}/captions": {"POST": desk.save},
         "/datasets/{id}/edit": {"POST": desk.edit},
+        "/datasets/{id}/focus": {"POST": desk.focus},
         "/datasets/{id}/fix": {"POST": desk.fix},
         "/datasets/{id}/undo": {"POST": desk.undo},
         "/datasets/{id}/redo": {"POST": desk.redo},
@@ -68,16 +70,19 @@ class _Desk:
 
     async def open(self, request: Request) -> Response:
         given = await mapping_of(request)
-        only(given, ("folder", "metadata", "trigger", "resolution"))
+        only(given, ("folder", "metadata", "trigger", "resolution", "crop"))
         folder = text_in(given, "folder", what="the path of a folder with images")
         if not folder:
             raise Refused(422, "folder is empty, but the path of a folder with images is wanted.")
         metadata = optional_text(given, "metadata", "the path of a file")
         trigger, resolution = optional_text(given, "trigger", "a word"), pixels_in(given, "resolution")
+        crop = optional_text(given, "crop", "center, focal or none")
 
         def form() -> dict[str, Any]:
-            sets = self._registry.data_sets
-            return data_set_form(sets.open(folder, metadata, trigger=trigger, resolution=resolution))
+            from lora_trainer.jobs.data_sets import CROPS
+
+            sets, mode = self._registry.data_sets, one_of(crop, CROPS, "crop") if crop else None
+            return data_set_form(sets.open(folder, metadata, trigger=trigger, resolution=resolution, crop=mode))
 
         return answer(await run_in_threadpool(form))
 
@@ -187,6 +192,20 @@ class _Desk:
             count, examples = opened.workshop.edit(edit, names, which, preview=preview)
             shown = [example._asdict() for example in examples[:_EXAMPLES]]
             return {"count": count, "examples": shown, "revision": opened.workshop.revision}
+
+        return await self._told(request, form, read=True)
+
+    async def focus(self, request: Request) -> Response:
+        given = await mapping_of(request)
+        only(given, ("name", "x", "y"))
+        name, x, y = text_in(given, "name"), share_in(given, "x"), share_in(given, "y")
+        if (x is None) != (y is None):
+            raise Refused(422, "x and y belong together: give both, or neither to forget the point.")
+        point, root = None if x is None or y is None else (x, y), _root(request)
+
+        def form(opened: Opened) -> dict[str, Any]:
+            shown = opened.focus(name, point)
+            return image_form(shown, opened, root) | {"revision": opened.workshop.revision}
 
         return await self._told(request, form, read=True)
 

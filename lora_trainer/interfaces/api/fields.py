@@ -60,6 +60,16 @@ def pixels_in(given: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
+def share_in(given: Mapping[str, Any], name: str) -> float | None:
+    """A number from 0 to 1, or None where it is left out."""
+    value = given.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise Refused(422, f"{name} is {value!r:.100}, but a number from 0 (left, top) to 1 (right, bottom) is wanted.")
+    return float(value)
+
+
 def one_of(value: str, choices: Collection[T], name: str) -> T:
     """The choice that is spelled so."""
     found = next((choice for choice in choices if choice == value), None)
