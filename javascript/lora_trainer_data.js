@@ -83,6 +83,7 @@
     const wishes = (folder) => ({
         folder: folder.trim().replace(/^"|"$/g, "").trim(), trigger: lt.valueOf("lt_data_trigger").trim(),
         metadata: lt.valueOf("lt_data_metadata").trim(), resolution: lt.valueOf("lt_data_resolution").trim(),
+        crop: lt.valueOf("lt_data_crop").trim(),
     });
 
     data.open = function (folder) {
@@ -187,7 +188,7 @@
 
     // --- in step with the Train view ---------------------------------------------------------------------------------
 
-    let seen = null; // the folder, table, word and size of the form at the last look
+    let seen = null; // what the form said of the data set at the last look
 
     data.entered = function () {
         data.draw();

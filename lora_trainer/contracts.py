@@ -463,6 +463,13 @@ class Host(Protocol):
         """
         ...
 
+    def make_room(self) -> str:
+        """Free memory of the device that the host holds without need; what it let go of, as the end of a sentence.
+
+        Nothing of the lent model, and nothing that the user told the host to keep.
+        """
+        ...
+
     def contended(self) -> bool:
         """Whether somebody else holds that right or waits for it just now."""
         ...

@@ -50,11 +50,11 @@ TABLE = {
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},
     ),
-    # the optional ones: optimizers, each imported when it is asked for
+    # psutil is of accelerate's own; the optional ones: optimizers, each imported when it is asked for
     f"{PACKAGE}/train": May(
         {"config"},
         {"torch", "accelerate", "transformers", "bitsandbytes", "prodigyopt", "schedulefree", "lion_pytorch",
-         "came_pytorch"},
+         "came_pytorch", "psutil"},
     ),
     f"{PACKAGE}/jobs": May(
         EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}

@@ -365,8 +365,18 @@ class TrainConfig:
         "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
         alias="mixed_precision",
     )
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: less memory, about a third slower.", advanced=True
+    gradient_checkpointing: Literal["auto", "yes", "no"] = option(
+        "auto",
+        "Recompute activations in the backward pass: less memory, about a third slower. 'auto' does so where the "
+        "memory asks for it, 'no' never.",
+        advanced=True,
+        alias="gradient_checkpointing",
+    )
+    attention_slicing: Literal["auto", "yes", "no"] = option(
+        "auto",
+        "Compute the attention in slices, for devices whose attention keeps all its scores; 'auto' does so where the "
+        "memory asks for it and it helps.",
+        advanced=True,
     )
     seed: int | None = option(
         None, "Seed of noise, order and dropout; empty draws one and records it.", low=0, high=2**31 - 1, alias="seed"

@@ -223,6 +223,11 @@ class DataSet:
             mask=self._masks.batch(pictures, mirrored) if self._masks else None,
         )
 
+    def to_disk(self) -> str:
+        """Move encoded images from memory to files; what was done, or nothing where there is nothing to move."""
+        freed = self._latents.to_disk() if self._latents else 0
+        return f"encoded images are kept on disk ({freed >> 20} MiB)" if freed else ""
+
     def _read_ahead(self, index: int) -> None:
         if self._latents is None or self._config.cache != "none":
             return

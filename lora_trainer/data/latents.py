@@ -105,6 +105,21 @@ class LatentCache:
         self._expected = pictures, pool.submit(lambda: [pixels_of(picture) for picture in pictures])
         pool.shutdown(wait=False)  # the thread ends with its work, so nothing is left behind by a run
 
+    def to_disk(self) -> int:
+        """Move what is kept in memory into files; the bytes that this freed, fewer where the disk refuses."""
+        freed = 0
+        self.mode = "disk" if self.mode == "memory" else self.mode
+        for picture, mirror in list(self._memory):
+            self._on_disk(picture)  # names its files
+            if (picture, mirror) in self._files:
+                latents = self._memory[picture, mirror]
+                try:
+                    write_whole(self._files[picture, mirror], save({"latents": latents.contiguous()}))
+                except OSError:
+                    break
+                freed += self._memory.pop((picture, mirror)).nbytes
+        return freed
+
     def _read(self, group: Sequence[Picture]) -> list[Tensor | str] | None:
         """Pixels or the fault of each picture; None if all are kept. Runs in a reader's thread.
 

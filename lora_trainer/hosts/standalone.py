@@ -59,6 +59,10 @@ class Standalone:
         """Nobody to share the device with."""
         return nullcontext()
 
+    def make_room(self) -> str:
+        """Nothing is held but by the run itself."""
+        return ""
+
     def contended(self) -> bool:
         """Nobody waits."""
         return False

@@ -27,8 +27,8 @@ def write_state(files: RunFiles, state: TrainingState, facts: dict[str, Any]) ->
     """Write `<name>-<step>.state`. Raises PlainError where the disk refuses; an older state is left whole."""
     tensors = {_NETWORK + name: tensor for name, tensor in state.network.items()}
     tensors |= {_MOMENTS + name: tensor for name, tensor in state.moments.items()}
-    notes = {"step": state.step, "scale": state.scale, "course": state.course, "facts": facts}
-    header = {"lora_trainer.state": json.dumps(notes)}
+    notes = {"step": state.step, "scale": state.scale, "course": state.course, "measures": state.measures}
+    header = {"lora_trainer.state": json.dumps(notes | {"facts": facts})}
     write_safetensors(files.state(state.step), tensors, header)
 
 
@@ -54,6 +54,7 @@ def _read_state(files: RunFiles, step: int) -> SavedRun:
         moments={n.removeprefix(_MOMENTS): t for n, t in tensors.items() if n.startswith(_MOMENTS)},
         scale=header["scale"],
         course=header.get("course", {}),  # older states have none
+        measures=tuple(header.get("measures", ())),
     )
     return SavedRun(state, header["facts"])
 

@@ -20,7 +20,7 @@ def kind_of(plan: RunPlan) -> str:
     parts = [
         plan.pace_key, f"{plan.samples_per_step}/{config.data.batch_size}", str(plan.device),
         plan.precision, config.network.kind, f"r{config.network.rank}", config.network.targets, "+".join(plan.rates),
-        "checkpointed" if config.train.gradient_checkpointing else "stored",
+        "checkpointed" if config.train.gradient_checkpointing == "yes" else "stored",
     ]  # fmt: skip
     return " ".join(parts)
 

@@ -35,7 +35,7 @@ class ImageOutput:
             path,
             state.result,
             kohya_name=self.base.kohya_name,
-            metadata=lora_metadata(self.plan, path.stem, state.step),
+            metadata=lora_metadata(self.plan, path.stem, state.step, state.measures),
             precision=self.plan.config.output.precision,
         )
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
 
 from lora_trainer.contracts import BaseModel, Event, Host, Network, Told
 from lora_trainer.families.frozen_convolution import hasten
+from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.readers import unheard
 from lora_trainer.jobs.readied import Readied
+from lora_trainer.jobs.relief import IdleParts, image_ladder
 from lora_trainer.jobs.samples import SampleMaker
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.networks.network import inject
 from lora_trainer.train.diffusion_loss import DiffusionLoss
 from lora_trainer.train.held_out import HeldOut
+from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.turns import Exclusive, in_turn
 
 
@@ -31,6 +33,7 @@ class ImageRun:
     host: Host
     control: HostControl
     begins: bool  # no state to go on from
+    said: list[Told] = field(default_factory=list[Told])  # by what may not yield it itself
 
     def ready(self, borrowed: ExitStack) -> Generator[Event, None, Readied | None]:
         """Everything for the loop, or None when stop was ordered; what is put on comes off with `borrowed`."""
@@ -55,12 +58,13 @@ class ImageRun:
             if told is None:
                 return None
             yield from told
-        if plan.config.train.gradient_checkpointing:
-            _checkpoint_activations(base, plan.rates)
+        idle = IdleParts(base, self._idle(base))
+        pieces = Pieces()
         return Readied(
             batches=plan.data, loss=_loss(plan, base, network), network=network, exclusive=exclusive,
-            sampler=SampleMaker(plan, base, network, self.host),
+            sampler=SampleMaker(plan, base, network, self.host, idle),
             output=ImageOutput(plan, base, self.host, exclusive), validation=_validation(plan, base, network),
+            pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said),
         )  # fmt: skip
 
     def _prepare(self) -> Generator[Event, None, BaseModel | None]:
@@ -71,14 +75,16 @@ class ImageRun:
         if base is None:
             return None
         frozen_text = not any(part in plan.rates for part in plan.family.text_parts)
-        encode_text = (lambda captions: base.encode_text(captions, plan.clip_skip)) if frozen_text else None
+        frugal = FrugalEncoder(base, self.host.make_room, plan.smaller, self.said)
+        encode_text = (lambda captions: frugal.text(captions, plan.clip_skip)) if frozen_text else None
         exclusive = self._exclusive(base)
         fingerprint = yield from in_turn(exclusive, self.control, lambda: base.fingerprint("vae"))
         sets = [plan.data, *([plan.held_out] if plan.held_out else [])]
         work = chain.from_iterable(
-            data.prepare(base.encode_images, encode_text, fingerprint=fingerprint or "") for data in sets
+            data.prepare(frugal.images, encode_text, fingerprint=fingerprint or "") for data in sets
         )
         while event := (yield from in_turn(exclusive, self.control, lambda: next(work, None))):
+            yield from self.overheard()
             yield event
             if self.control.take().stop:
                 return None
@@ -92,6 +98,20 @@ class ImageRun:
         if not keeps_vae:
             base.release("vae")
         return base
+
+    def overheard(self) -> Iterator[Told]:
+        """What was said since the last call, each once."""
+        while self.said:
+            yield self.said.pop(0)
+
+    def _idle(self, base: BaseModel) -> tuple[str, ...]:
+        """Parts of our own that are in memory for the samples alone."""
+        plan = self.plan
+        if not plan.lent.owned:
+            return ()
+        text = () if plan.data.encodes_while_training else plan.family.text_parts
+        needed = {*plan.rates, *(("vae",) if plan.config.data.cache == "none" else ())}
+        return tuple(part for part in ("vae", *text) if part in base.parts and part not in needed)
 
     def _adopted(self, parts: Sequence[str]) -> Generator[Event, None, BaseModel | None]:
         plan = self.plan
@@ -145,13 +165,3 @@ def _validation(plan: Plan, base: BaseModel, network: Network) -> HeldOut | None
     if data is None:
         return None
     return HeldOut(base, network, data, lambda: len(data.items), plan.clip_skip, plan.config.validation.timesteps)
-
-
-def _checkpoint_activations(base: BaseModel, parts: Iterable[str]) -> None:
-    """Recompute activations in the backward pass. diffusers and transformers do so in training mode only; the mode
-    changes nothing else, since none of the parts has dropout or batch statistics."""
-    for part in parts:
-        module: Any = base.parts[part]
-        enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
-        enable()
-        module.train()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled, Validation
+from lora_trainer.train.ladder import Ladder
+from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.state import TrainingState
 from lora_trainer.train.turns import Exclusive
 
@@ -53,6 +55,8 @@ class Readied:
     sampler: Sampler
     output: Output
     validation: Validation | None = None  # None where nothing is held out
+    pieces: Pieces = field(default_factory=Pieces)  # how micro-batches go through the model
+    ladder: Ladder | None = None  # what to do where memory does not suffice; None: the run ends
 
 
 class Preparation(Protocol):

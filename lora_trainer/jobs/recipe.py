@@ -17,6 +17,7 @@ from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.planned import RunPlan
 from lora_trainer.networks.metadata import RunFacts, build
 from lora_trainer.networks.network import alpha_of
+from lora_trainer.train.ladder import CHECKPOINTING
 from lora_trainer.train.optimizer_kinds import KINDS
 from lora_trainer.weights.write import write_whole
 
@@ -55,8 +56,8 @@ def recipe(plan: RunPlan) -> dict[str, Any]:
     return config
 
 
-def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
-    """The notes of a LoRA file called `name`, written after `step` steps."""
+def lora_metadata(plan: Plan, name: str, step: int, measures: Sequence[str] = ()) -> dict[str, str]:
+    """The notes of a LoRA file called `name`, written after `step` steps that took `measures` to save memory."""
     config = plan.config
     train, data = config.train, config.data
     twice = 1 if config.network.init == "default" else 2  # what was learnt and what was taken off, side by side
@@ -88,7 +89,7 @@ def lora_metadata(plan: Plan, name: str, step: int) -> dict[str, str]:
             epochs=math.ceil(plan.epochs),
             batch_size=data.batch_size,
             gradient_accumulation_steps=train.gradient_accumulation_steps * plan.processes,
-            gradient_checkpointing=train.gradient_checkpointing,
+            gradient_checkpointing=train.gradient_checkpointing == "yes" or CHECKPOINTING in measures,
             max_gradient_norm=train.max_gradient_norm,
             min_snr_gamma=train.min_snr_gamma,
             noise_offset=train.noise_offset,

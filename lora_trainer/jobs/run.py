@@ -23,6 +23,7 @@ from lora_trainer.jobs.recipe import resumable_facts, what_changed, write_recipe
 from lora_trainer.jobs.record import recorded
 from lora_trainer.jobs.writer import Writer
 from lora_trainer.train.control import Controls
+from lora_trainer.train.ladder import Ladder
 from lora_trainer.train.loop import Outcome, Pace, StepBroken, Work, fit, sampled
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import AcceleratedProcesses, OneProcess, Processes
@@ -124,11 +125,15 @@ class _Job:
         if watch and self.saved:
             watch.load(self.saved.state.course)
         writer = Writer(plan, readied.output) if self._writes else None
+        ladder = readied.ladder or Ladder(plan.device, ())
+        for measure in ladder.again(self.saved.state.measures if self.saved else ()):
+            yield Told(f"As before the pause: {measure}.")
         work = Work(
             batches=readied.batches, loss=readied.loss, network=network, updater=updater, control=self.control,
             processes=self.processes, exclusive=readied.exclusive,
             save=writer.checkpoint if writer else lambda state: None,
             sample=sampler.draw if writer else lambda step: None,
+            pieces=readied.pieces, relieve=ladder.relieve, measures=lambda: ladder.taken,
             validation=readied.validation if writer else None, watch=watch,
             keep_best=writer.keep_best if writer else lambda state: None,
         )  # fmt: skip
@@ -139,7 +144,7 @@ class _Job:
         if start == 0 and writer and sampler.wanted:
             yield from sampled(work, 0)
         try:
-            outcome = yield from fit(pace, work, start)
+            outcome = yield from ladder.overheard(fit(pace, work, start))
         except StepBroken as broken:
             if writer and broken.state.step > start:
                 yield from writer.keep(plan.files.checkpoint(broken.state.step), broken.state)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lora_trainer.contracts import BaseModel, Host, Network, Sampled, SampleOrder
 from lora_trainer.families.sampling import draw
+from lora_trainer.families.thrift import work_in_tiles
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.recipe import lora_metadata
+from lora_trainer.jobs.relief import IdleParts
 from lora_trainer.networks.file import write_lora
+from lora_trainer.train.memory import is_out_of_memory, let_go
 from lora_trainer.weights.write import write_whole
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ class SampleMaker:
     base: BaseModel
     network: Network
     host: Host
+    idle: IdleParts | None = None  # what was put away between two drawings
 
     @property
     def wanted(self) -> bool:
@@ -38,15 +43,26 @@ class SampleMaker:
         if not self.wanted:
             return None
         order = sample_order(self.plan)
-        images = self._by_host(order, step) or draw(
-            self.base, order.prompts, order.negative, size=order.size, steps=order.sampling_steps,
-            guidance=order.guidance, seed=order.seed, clip_skip=order.clip_skip,
-        )  # fmt: skip
+        images = self._by_host(order, step) or self._by_engine(order)
         paths = tuple(self.plan.files.sample(step, index) for index in range(len(images)))
         for path, image in zip(paths, images, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, _png(image))
         return Sampled(step, paths, order.prompts)
+
+    def _by_engine(self, order: SampleOrder) -> Sequence[Image]:
+        """Where memory runs out the pictures are decoded in tiles, smaller ones each time."""
+        while True:
+            try:
+                with self.idle.awake() if self.idle else nullcontext():
+                    return draw(
+                        self.base, order.prompts, order.negative, size=order.size, steps=order.sampling_steps,
+                        guidance=order.guidance, seed=order.seed, clip_skip=order.clip_skip,
+                    )  # fmt: skip
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not work_in_tiles(self.base.parts["vae"]):
+                    raise
+                let_go(self.base.device, error)
 
     def _by_host(self, order: SampleOrder, step: int) -> Sequence[Image] | None:
         plan = self.plan

@@ -146,13 +146,9 @@ class Writer:
         yield Finished("failed" if starved or kept.refused else "stopped", step, kept.lora, what)
 
     def _advice(self) -> str:
-        """The cheapest remedy that the configuration has not taken yet."""
-        config, size = self.plan.config, self.plan.config.data.batch_size
-        if not config.train.gradient_checkpointing:
-            return "set train.gradient_checkpointing: true"
-        if size > 1:
-            doubled = config.train.gradient_accumulation_steps * 2
-            return f"set batch_size: {size // 2} and gradient_accumulation_steps: {doubled}"
+        """What is left to do where all that the run may do by itself was done."""
+        if self.plan.config.train.gradient_checkpointing == "no":
+            return "set train.gradient_checkpointing: auto"
         return f"set {self.plan.smaller}"
 
     def _diverged(self, state: TrainingState) -> Finished:

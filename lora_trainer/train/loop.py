@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -31,8 +31,9 @@ from lora_trainer.contracts import (
     Validated,
     Validation,
 )  # fmt: skip
-from lora_trainer.train.memory import is_out_of_memory, peak_memory
+from lora_trainer.train.memory import is_out_of_memory, let_go, peak_memory
 from lora_trainer.train.optimizers import Updater
+from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.processes import Processes
 from lora_trainer.train.state import TrainingState, capture, restore
 from lora_trainer.train.told import in_words
@@ -56,6 +57,10 @@ class Pace:
     validate_every: int = 0  # steps; 0: never
 
 
+# Given the steps done and the error: says what it does, returns whether the step may be tried again.
+Relief = Callable[[int, BaseException], Generator[Event, None, bool]]
+
+
 @dataclass(frozen=True)
 class Work:
     """What the loop works with."""
@@ -72,6 +77,9 @@ class Work:
     validation: Validation | None = None  # None where nothing is held out, and in processes that do not write
     watch: Watch | None = None  # of the held-out loss; goes with `validation`
     keep_best: Callable[[TrainingState], Saved | Told | None] = lambda state: None
+    pieces: Callable[[Any], list[tuple[Any, float]]] = field(default_factory=Pieces)  # of a micro-batch, with shares
+    relieve: Relief | None = None  # what to do where memory does not suffice; None: the run ends
+    measures: Callable[[], Iterable[str]] = tuple  # what was done about it so far, for the state
 
 
 class StepBroken(Exception):
@@ -98,22 +106,26 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
     if start == 0:
         yield from _validated(pace, work, 0)
     good = _captured(work, start)
-    skipped = 0
-    for step in range(start, pace.steps):
+    skipped, step, owed = 0, start, Orders()
+    while step < pace.steps:
         orders = yield from _orders(work, step)
+        orders = Orders(orders.stop, orders.save or owed.save, orders.sample or owed.sample)
         if work.processes.any(orders.stop):
             return Outcome("stopped", _captured(work, step))
         try:
-            result = yield from in_turn(work.exclusive, work.control, partial(_one_step, pace, work, step))
-        except _Unfinished as unfinished:
-            error, state = unfinished.error, _captured(work, step)
-            if is_out_of_memory(error):
-                return Outcome("out of memory", state)
-            raise StepBroken(state) from error
-        except (RuntimeError, MemoryError) as error:  # in the update: half of the weights may be a step ahead
-            if not is_out_of_memory(error):
-                raise
-            return Outcome("out of memory", good)
+            result = yield from _tried(pace, work, step)
+        except _Unfinished as broken:
+            if not is_out_of_memory(broken.error):
+                raise StepBroken(_captured(work, step)) from broken.error
+            if broken.half_done:  # some of the weights may be a step ahead
+                restore(good, work.network, work.updater)
+                if work.watch:
+                    work.watch.load(good.course)
+            back = good.step if broken.half_done else step
+            if not (yield from _relieved(work, step, back, broken.error)):
+                return Outcome("out of memory", good if broken.half_done else _captured(work, step))
+            step, owed = back, orders
+            continue
         if result is None:
             return Outcome("stopped", _captured(work, step))
         done = step + 1
@@ -133,19 +145,45 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
         if not skipped and (last or _due(done, pace.validate_every)) and (yield from _validated(pace, work, done)):
             last = True
         if not skipped and not last and (orders.save or _due(done, pace.save_every)):
-            state = _captured(work, done)
-            if (yield from _save(work, state)):
-                good = state
+            good = (yield from _save(work, done)) or good
         if orders.sample or last or _due(done, pace.sample_every):
             yield from sampled(work, done)
         if last and done < pace.steps:
             return Outcome("no better", _captured(work, done))
+        step, owed = done, Orders()
     return Outcome("done", _captured(work, pace.steps))
 
 
+def _tried(pace: Pace, work: Work, step: int) -> Generator[Event, None, Stepped | Skipped | None]:
+    """One step in its turn; memory that fails on the way there leaves the step undone too."""
+    try:
+        return (yield from in_turn(work.exclusive, work.control, partial(_one_step, pace, work, step)))
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise _Unfinished(error) from error
+        raise
+
+
+def _relieved(work: Work, step: int, back: int, error: BaseException) -> Generator[Event, None, bool]:
+    """Whether the run may go on after `back` steps, since something was done about the memory."""
+    if not work.relieve or not (yield from work.relieve(step, error)):
+        return False
+    if back < step:
+        yield Told(f"The update was broken off half-way; the steps from {back + 1} on are done again.", "warning")
+    return True
+
+
 def _captured(work: Work, step: int) -> TrainingState:
-    state = capture(step, work.network, work.updater)
-    return replace(state, course=work.watch.state()) if work.watch else state
+    """The state after `step` steps; a copy for which there is no room at first gets a second try."""
+    try:
+        state = capture(step, work.network, work.updater)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        let_go(work.processes.device, error)
+        state = capture(step, work.network, work.updater)
+    course = work.watch.state() if work.watch else state.course
+    return replace(state, measures=tuple(work.measures()), course=course)
 
 
 def _validated(pace: Pace, work: Work, step: int) -> Generator[Event, None, bool]:
@@ -195,21 +233,23 @@ def _orders(work: Work, step: int) -> Generator[Event, None, Orders]:
         if orders.stop or not work.control.paused():
             return orders
         if orders.save and step:
-            yield from _save(work, _captured(work, step))
+            yield from _save(work, step)
         if orders.sample:
             yield from sampled(work, step)
 
 
-def _save(work: Work, state: TrainingState) -> Generator[Event, None, bool]:
-    """Whether the state was saved; a checkpoint that fails must not cost the training."""
+def _save(work: Work, step: int) -> Generator[Event, None, TrainingState | None]:
+    """What was saved, or None; a checkpoint that fails must not cost the training."""
+    state = None
     try:
+        state = _captured(work, step)
         said = work.save(state)
     except Exception as error:
         _log.warning("A checkpoint failed.", exc_info=error)
-        said = Told(f"Step {state.step} was not saved, the training goes on: {in_words(error)}", "warning")
+        said = Told(f"Step {step} was not saved, the training goes on: {in_words(error)}", "warning")
     if said:
         yield said
-    return not isinstance(said, Told)
+    return None if isinstance(said, Told) else state
 
 
 def sampled(work: Work, step: int) -> Generator[Event, None, None]:
@@ -243,7 +283,12 @@ def _one_step(pace: Pace, work: Work, step: int) -> Stepped | Skipped:
     except Exception as error:  # whatever it is: the weights are still those of the last whole step, and can be saved
         raise _Unfinished(error) from error
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    rates = updater.update(step, finite)
+    try:
+        rates = updater.update(step, finite)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _Unfinished(error, half_done=True) from error
+        raise
     if not finite:
         return Skipped(step + 1, pace.steps, loss_value, in_a_row=0)
     seconds = time.perf_counter() - began
@@ -255,12 +300,21 @@ def _gradients(pace: Pace, work: Work, step: int) -> list[float]:
     updater, processes = work.updater, work.processes
     updater.zero()
     total = torch.zeros((), device=processes.device)
-    for micro in range(pace.accumulation):
-        # Process p takes every p-th micro-batch, so that P processes see what one sees with P times the accumulation.
-        index = (step * pace.accumulation + micro) * processes.count + processes.rank
-        loss = work.loss(work.batches(index)) / pace.accumulation
-        updater.backward(loss)
-        total += loss.detach()
+    starved: Exception | None = None
+    try:
+        for micro in range(pace.accumulation):
+            # Process p takes every p-th micro-batch: P processes see what one sees with P times the accumulation.
+            index = (step * pace.accumulation + micro) * processes.count + processes.rank
+            for piece, share in work.pieces(work.batches(index)):
+                loss = work.loss(piece) * share / pace.accumulation
+                updater.backward(loss)
+                total += loss.detach()
+    except (RuntimeError, MemoryError, OSError) as error:
+        if processes.count == 1 or not is_out_of_memory(error):
+            raise
+        starved = error
+    if processes.any(starved is not None):  # where one lacks the memory none goes on to where all meet
+        raise starved or MemoryError("another process lacks the memory")
     processes.average([*updater.gradients(), total])
     limit = pace.max_gradient_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(updater.parameters, limit)
@@ -269,8 +323,9 @@ def _gradients(pace: Pace, work: Work, step: int) -> list[float]:
 
 
 class _Unfinished(Exception):
-    """An error on the way to a step's gradients."""
+    """An error on the way to a step's gradients, or within its update."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, *, half_done: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
+        self.half_done = half_done

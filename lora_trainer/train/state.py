@@ -24,6 +24,7 @@ class TrainingState:
     moments: dict[str, Tensor]  # the optimizer's, and the moving average's
     scale: dict[str, Any]  # the loss scale's, and the optimizer's numbers; JSON values
     averaged: NetworkState | None = None  # the weights to be used, where they are others than those that are trained
+    measures: tuple[str, ...] = ()  # what was done about memory that did not suffice; names of `ladder.Rung`
 
     course: dict[str, Any] = field(default_factory=dict[str, Any])  # of the held-out loss; JSON values
 

@@ -71,11 +71,12 @@ class Client:
         return reply.body
 
     def until(
-        self, id: str, condition: Callable[[dict[str, Any]], Any], seconds: float = 90, at: str = "/jobs"
-    ) -> dict[str, Any]:
-        """Poll a job, or what else lies `at` an address, until it is as wanted."""
+        self, id: str, condition: Callable[[dict[str, Any]], Any], seconds: float = 90, at: str = "/jobs",
+        then: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Poll a job, or what else lies `at` an address (and `then` behind its id), until it is as wanted."""
         end = time.monotonic() + seconds
-        while not condition(job := self.get(f"{at}/{id}")):
+        while not condition(job := self.get(f"{at}/{id}{then}")):
             assert time.monotonic() < end, f"it never came to pass: {job}"
             time.sleep(0.01)
         return job

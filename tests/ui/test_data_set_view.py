@@ -154,6 +154,14 @@ def test_thousands_need_few_elements_and_one_is_shown_large(opened: Any, folder:
     tab.keyboard.type(", the last")
     tab.keyboard.press("Shift+Enter")
     tab.wait_for_selector(".lt-one >> text=239 of 240")
+    whole = tab.locator(".lt-one .lt-stage .lt-fit").bounding_box()
+    assert whole["width"] / whole["height"] == pytest.approx(96 / 64, abs=0.02)
+    kept = tab.locator(".lt-one .lt-crop").bounding_box()
+    assert kept["width"] / kept["height"] == pytest.approx(1, abs=0.02), "64 of 96 pixels: it is not enlarged"
+    tab.mouse.click(whole["x"] + 2, whole["y"] + whole["height"] / 2)
+    tab.wait_for_selector(".lt-one .lt-point.lt-set")
+    tab.wait_for_function("document.querySelector('.lt-one .lt-crop').style.left === '0%'")
+    assert (folder / "lora_trainer_focus.csv").read_text(encoding="utf-8").splitlines()[1].startswith("238.png,0.0")
     tab.keyboard.press("Escape")
     saved(tab, "239.png", folder, "mycat, blue, number 239, the last")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import time
 from urllib.parse import quote
@@ -241,3 +242,84 @@ def test_what_others_do_to_the_folder_is_noticed(folder, address):
     gone = browser.ask("POST", f"{browser.at}/captions", {"name": "2.png", "caption": "x", "version": "x"})
     assert (gone.status, "not any more" in gone.body["faults"][0]) == (404, True)
     assert not (folder / "2.txt.bak").exists()
+
+
+def test_the_check_goes_on_in_the_background_and_its_remedies_are_one_click(tmp_path, address):
+    folder = picture_folder(tmp_path / "sick", [(512, 512), (64, 64), (512, 512), (512, 512)])
+    shutil.copyfile(folder / "2.png", folder / "3.png")
+    for number in (0, 1, 2):
+        (folder / f"{number}.txt").write_text(f"mycat, tag{number}", "utf-8")
+    (folder / "3.txt").write_text("tag 3, red", "utf-8")
+    (folder / "no.png").write_bytes(b"no image")
+    browser = Browser(address, folder, trigger="mycat")
+    browser.ready()
+    found = browser.until(browser.id, lambda form: form["looked_at"] == 4, at="/datasets", then="/check")
+    kinds = {finding["kind"]: finding for finding in found["findings"]}
+    assert {"unreadable", "tiny", "duplicate", "trigger_missing"} <= kinds.keys()
+    assert {"1.png", "2.png", "3.png", "no.png"} <= found["thumbs"].keys()
+    assert Client(address, "").ask("GET", found["thumbs"]["3.png"]).status == 200
+    assert Client(address, "").ask("GET", found["thumbs"]["no.png"]).status == 422
+    assert "tiny" in browser.image("1.png")["flags"]
+    assert [image["name"] for image in browser.images("flag=tiny")] == ["1.png"]
+    assert [image["name"] for image in browser.images("flag=trigger_missing")] == ["3.png"]
+    pictures = {path.name for path in folder.glob("*.png")}
+    done = browser.post(f"{browser.at}/fix", {"kinds": ["trigger_missing", "tiny", "transparent"]})["done"]
+    assert done[0] == "trigger_missing: 'mycat' put before 1 caption."
+    assert done[1].startswith("tiny: 1 image left out by")
+    assert done[2] == "transparent: nothing to do, none was found."
+    assert (folder / "3.txt").read_text("utf-8") == "mycat, tag 3, red\n"
+    assert {image["name"] for image in browser.images()} == {"0.png", "2.png", "3.png"}
+    assert {path.name for path in folder.glob("*.png")} == pictures, "no picture is ever taken away"
+    kinds = {finding["kind"] for finding in browser.get(f"{browser.at}/check")["findings"]}
+    assert not kinds & {"trigger_missing", "tiny"}
+    assert browser.post(f"{browser.at}/undo")["what"] == "Undone: 'mycat' put before 1 caption."
+    assert (folder / "3.txt").read_text("utf-8") == "tag 3, red\n"
+    assert browser.ask("POST", f"{browser.at}/fix", {"kinds": ["no_caption"]}).status == 422
+
+
+def test_a_folder_closed_to_writing_is_shown_and_refused_in_words(tmp_path, folder, address):
+    folder.chmod(0o555)
+    try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("the superuser writes everywhere")
+        browser = Browser(address, folder)
+        assert not browser.ready()["writable"]
+        image = browser.image("0.png")
+        assert Client(address, "").ask("GET", image["thumb"]).status == 200
+        order = {"name": "0.png", "caption": "x", "version": image["version"]}
+        refused = browser.ask("POST", f"{browser.at}/captions", order)
+        assert (refused.status, "cannot be written" in refused.body["faults"][0]) == (422, True)
+        assert browser.image("0.png")["caption"] == image["caption"]
+        assert not browser.get(browser.at)["can_undo"]
+        assert list((tmp_path / "runs/data_sets").rglob("*.jpg")), "small pictures are kept elsewhere"
+        assert not (folder / ".cache").exists()
+    finally:
+        folder.chmod(0o755)
+
+
+def test_a_training_reads_a_data_set_that_is_open(folder, address):
+    browser = Browser(address, folder)
+    browser.ready()
+    plan = {"train_data_dir": str(folder), "base_model": "demo", "resolution": 64, "train.steps": 1}
+    assert browser.post("/plan", plan)["captioned"] == 3
+    browser.save("0.png", "")
+    assert browser.post("/plan", plan)["captioned"] == 2
+
+
+def test_an_edit_over_http(folder, address):
+    browser = Browser(address, folder)
+    browser.ready()
+    order = {"action": "replace", "find": "red", "replacement": "blue", "filter": {}}
+    told = browser.post(f"{browser.at}/edit", order | {"preview": True})
+    assert (told["count"], len(told["examples"]), told["revision"]) == (3, 3, 1)
+    assert told["examples"][0] == {"name": "0.png", "before": "tag0, red, ramp", "after": "tag0, blue, ramp"}
+    done = browser.post(f"{browser.at}/edit", order | {"filter": {"tag": ["red", "tag1"]}})
+    assert (done["count"], done["revision"]) == (1, 2)
+    assert (folder / "1.txt").read_text("utf-8") == "tag1, blue, ramp\n"
+    for wrong in (
+        {"action": "shout"}, {"action": "remove", "find": "x"}, order | {"regex": 1}, order | {"colour": 1},
+        order | {"filter": None}, order | {"filter": {"flag": "ugly"}}, order | {"filter": []},
+        order | {"names": ["no.png"]},
+        order | {"find": "(", "regex": True},
+    ):  # fmt: skip
+        assert browser.ask("POST", f"{browser.at}/edit", wrong).status == 422, wrong

@@ -152,14 +152,14 @@ def test_a_host_that_fails_beside_the_training_costs_none_of_it(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("settings", "advice"), [
-    ({}, "set train.gradient_checkpointing: true"),
-    ({"train__gradient_checkpointing": True}, "set batch_size: 1 and gradient_accumulation_steps: 2"),
-    ({"train__gradient_checkpointing": True, "data__batch_size": 1}, "set a resolution below 64"),
+    ({}, "set a resolution below 64"),
+    ({"train__gradient_checkpointing": False}, "set train.gradient_checkpointing: auto"),
 ])  # fmt: skip
 def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], advice: str
 ):
-    """In the update of the first step nothing is saved yet; on the way to the gradients of a later one all is."""
+    """When every measure was taken. In the update of the first step nothing is saved yet; on the way to the gradients
+    of a later one all is."""
     with monkeypatch.context() as patched:
         patched.setattr(Updater, "update", _starved)
         last = end(run_all(small_run(tmp_path, **settings, output__directory=str(tmp_path / "first" / "lora"))))
@@ -185,6 +185,12 @@ def test_the_allocators_are_known_by_their_words():
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."))
+    assert is_out_of_memory(RuntimeError(
+        "Could not allocate tensor with 67108864 bytes. There is not enough GPU video memory available!"
+    ))  # fmt: skip
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))

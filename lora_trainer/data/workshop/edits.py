@@ -134,11 +134,12 @@ def _regex(edit: Edit) -> Callable[[str], str]:
 
 
 def _tidy(before: str, after: str) -> str:
-    """One line, without the empty places between commas that the edit left; those that were there are no business of
-    ours."""
+    """One line, without what the edit left of places between commas; what was odd before it is no business of ours."""
     if before == after:
         return after
     after = one_line(after)
+    if after.count(" ,") > before.count(" ,"):
+        after = after.replace(" ,", ",")
     if _gaps(after) > _gaps(before):
         after = ", ".join(tags_of(after))
     return after

@@ -77,6 +77,11 @@ class History:
         self._undone.clear()
         self._done.append(step)
 
+    def not_done(self) -> None:
+        """To be called where none of the changes given to `do` last could be made."""
+        self._drop()
+        self._append('{"not_done":1}')
+
     def undone(self) -> None:
         """To be called after the last step was taken back."""
         self._undone.append(self._done.pop())
@@ -86,6 +91,11 @@ class History:
         """To be called before the first change of the step is made again."""
         self._done.append(self._undone.pop())
         self._append('{"redone":1}')
+
+    def _drop(self) -> None:
+        step = self._done.pop()
+        if len(step.lines) > 1:
+            self._done.append(step._replace(lines=step.lines[:-1]))
 
     def _append(self, line: str) -> None:
         try:
@@ -122,6 +132,8 @@ class History:
             return
         if "changes" in values:
             self._do(Step(str(values["what"]), (line,), str(values["work"])))
+        elif "not_done" in values and self._done:
+            self._drop()
         elif "undone" in values and self._done:
             self._undone.append(self._done.pop())
         elif "redone" in values and self._undone:

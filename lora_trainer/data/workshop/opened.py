@@ -256,8 +256,7 @@ class Workshop:
                 raise Changed(name, snapshot.items[name].caption, snapshot.version(name))
             changes = list(self._store.changes(name, snapshot.scan.places[name], caption, self.format))
             if changes:
-                self._history.do(f"Caption of {name} changed.", changes)
-                self._make(changes)
+                self._do(f"Caption of {name} changed.", changes)
             return self.snapshot
 
     def edit(
@@ -283,8 +282,7 @@ class Workshop:
                     change for name, caption in after.items()
                     for change in self._store.changes(name, places[name], caption, new_in)
                 ]  # fmt: skip
-                self._history.do(edit.sentence(len(after)), changes)
-                self._make(changes)
+                self._do(edit.sentence(len(after)), changes)
             return len(after), examples
 
     def describe(
@@ -306,8 +304,7 @@ class Workshop:
                 for change in self._store.changes(name, snapshot.scan.places[name], one_line(captions[name]), new_in)
             ]  # fmt: skip
             if changes:
-                self._history.do(what, changes, work)
-                self._make(changes)
+                self._do(what, changes, work)
             return [name for name in captions if name not in meant]
 
     def undo(self) -> Done:
@@ -326,10 +323,13 @@ class Workshop:
             step = self._history.next
             if step is None:
                 raise PlainError("There is nothing to do again: nothing was undone since the last change.")
-            count = self._carry(step.changes(), step.what, before=self._history.redone)
+            count = self._carry(step.changes(), step.what, self._history.redone, self._history.undone)
             return Done(f"Done again: {step.what}", count)
 
-    def _carry(self, changes: Sequence[Change], what: str, before: Callable[[], None] = lambda: None) -> int:
+    def _carry(
+        self, changes: Sequence[Change], what: str, before: Callable[[], None] = lambda: None,
+        forget: Callable[[], None] = lambda: None,
+    ) -> int:  # fmt: skip
         """Make changes of the log; those that stand already, because a crash cut a step in two, are passed over, and so
         are those of images that are gone."""
         self.refresh()
@@ -344,11 +344,16 @@ class Workshop:
             )
         wanted = [change for change, _ in found]
         before()
-        self._make(wanted)
+        self._make(wanted, forget)
         return len({change.name for change in wanted})
 
-    def _make(self, changes: Sequence[Change]) -> None:
-        """Write, and take into the snapshot what was written, also when a disk refuses half-way."""
+    def _do(self, what: str, changes: Sequence[Change], work: str = "") -> None:
+        self._history.do(what, changes, work)
+        self._make(changes, self._history.not_done)
+
+    def _make(self, changes: Sequence[Change], forget: Callable[[], None] = lambda: None) -> None:
+        """Write, and take into the snapshot what was written, also when a disk refuses half-way; where it refuses at
+        once, the step was none."""
         snapshot = self.snapshot
         written: dict[Path, Stamp | None] = {}
         try:
@@ -356,7 +361,10 @@ class Workshop:
                 written[path] = stamp
         finally:
             made = [change for change in changes if self._store.path_of(change) in written]
-            self._snapshot = snapshot.with_changes(made, written, self.metadata)
+            if written:
+                self._snapshot = snapshot.with_changes(made, written, self.metadata)
+            elif changes:
+                forget()
 
     def _is_current(self, name: str) -> bool:
         """Whether every file in which a caption of the image may stand is as it was read."""

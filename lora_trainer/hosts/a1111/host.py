@@ -104,6 +104,11 @@ class A1111:
         finally:
             self._board.leave()
 
+    def make_room(self) -> str:
+        """Other checkpoints and interrogators to the CPU's memory, by the WebUI's own functions."""
+        with self._turn:
+            return memory.spare(models.loaded())
+
     def contended(self) -> bool:
         """Whether a generation, a change of checkpoint or the like runs or waits."""
         return self._turn.contended()

@@ -36,6 +36,31 @@ def make_room() -> None:
         devices.torch_gc()
 
 
+def spare(model: Any) -> str:
+    """What the WebUI can do without goes to the CPU's memory; what that was, as the end of a sentence.
+
+    Its interrogators stay where the user's settings keep them.
+    """
+    from modules import deepbooru, devices, sd_models, shared
+
+    others = [
+        other for other in sd_models.model_data.loaded_sd_models
+        if other is not model and not other.lowvram and _is_on(devices.device, other)
+    ]  # fmt: skip
+    for other in others:
+        sd_models.send_model_to_cpu(other)
+    shared.interrogator.unload()
+    if deepbooru.model.model is not None:
+        deepbooru.model.stop()
+    devices.torch_gc()
+    names = ", ".join(other.sd_checkpoint_info.title for other in others)
+    return f"the WebUI's other checkpoints went to the CPU's memory ({names})" if names else ""
+
+
+def _is_on(device: Any, model: Any) -> bool:
+    return device.type != "cpu" and next(model.parameters()).device.type == device.type
+
+
 def send_back(model: Any) -> None:
     """Everything to the CPU's memory again, as the WebUI itself does after a generation."""
     from modules import devices, lowvram

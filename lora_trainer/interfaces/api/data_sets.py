@@ -181,12 +181,12 @@ class _Desk:
             whole_tag=switch_in(given, "whole_tag"),
         )
         names, preview = texts_in(given, "names"), switch_in(given, "preview")
-        inner = given.get("filter") or {}
-        if not isinstance(inner, dict):
-            raise Refused(422, f"filter is {inner!r:.100}, but an object with tag, not_tag, text and flag is wanted.")
-        if names is None and "filter" not in given:
+        inner = given.get("filter")
+        if names is None and inner is None:
             raise Refused(422, 'Give names, or filter: which captions are meant ("filter": {} means all).')
-        which = _filter(inner)
+        if not isinstance(inner, dict | None):
+            raise Refused(422, f"filter is {inner!r:.100}, but an object with tag, not_tag, text and flag is wanted.")
+        which = _filter(inner or {})
 
         def form(opened: Opened) -> dict[str, Any]:
             count, examples = opened.workshop.edit(edit, names, which, preview=preview)

@@ -45,17 +45,20 @@ def build(registry: Registry) -> None:
 def opened(registry: Registry, order: Mapping[str, Any]) -> answers.Answer:
     """The data set of a folder, or the faults that keep it shut.
 
-    `order` holds fields of the form as they were typed: folder, metadata, trigger, resolution. It goes back with the
-    answer, so that the page knows which of its questions was answered.
+    `order` holds fields of the form as they were typed: folder, metadata, trigger, resolution, crop. It goes back with
+    the answer, so that the page knows which of its questions was answered.
     """
+    from lora_trainer.jobs.data_sets import CROPS
+
     answer: answers.Answer = {"kind": "dataset", "asked": dict(order)}
     folder, metadata, trigger, size = (
         str(order.get(name) or "") for name in ("folder", "metadata", "trigger", "resolution")
     )
     resolution = int(size) if size.isdecimal() else None  # what is no number is the form's own fault, and told there
+    crop = {str(mode): mode for mode in CROPS}.get(str(order.get("crop")))
     try:
         found = registry.data_sets.open(
-            folder, metadata or None, trigger=trigger, resolution=resolution, by_page=True
+            folder, metadata or None, trigger=trigger, resolution=resolution, crop=crop, by_page=True
         )
     except PlainError as error:
         return answer | {"faults": [one["text"] for one in answers.faults(error)["faults"]]}
