@@ -77,7 +77,7 @@ def test_a_job_from_its_submission_to_its_file(tmp_path, client):
 
     told = client.get(f"/jobs/{id}/events?after=0")
     kinds = [event["kind"] for event in told["events"]]
-    assert set(kinds) == {"prepared", "started", "stepped", "saved", "sampled", "finished"}
+    assert set(kinds) == {"prepared", "told", "started", "stepped", "saved", "sampled", "finished"}
     assert (kinds[-1], told["state"]) == ("finished", "done")
     assert told["last"] == told["events"][-1]["n"]
     middle = told["events"][5]["n"]

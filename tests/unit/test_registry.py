@@ -446,6 +446,7 @@ def test_lists_of_values_are_queued_as_runs_that_know_each_other(tmp_path, regis
     assert first.task.place.sweep == second.task.place.sweep
     assert [job.files[-1].parent.name for job in (first, second)] == ["rank2", "rank4"]
     assert first.status.mean_loss == first.status.loss, "a tenth of four steps is one step"
+    registry.close(60)  # the last record is written when a job has ended, not before
     later = Registry(home(tmp_path))
     assert [later.job(job.id).task.place.values["network.rank"] for job in (first, second)] == [2, 4]
 
