@@ -275,6 +275,16 @@ class NetworkConfig:
     )
 
 
+# Values of another setting with which a finer one counts.
+_RESTARTS = {"train.schedule": ("cosine_with_restarts",)}
+_POLYNOMIAL = {"train.schedule": ("polynomial",)}
+_PRODIGY = {"optimizer.kind": ("prodigy",)}
+_MIN_SNR = {"objective.weighting": ("min_snr",)}
+_BENT = {"objective.loss": ("huber", "smooth_l1")}
+_LEANING = {"objective.timesteps": ("low_noise", "high_noise")}
+_LOGIT = {"objective.timesteps": ("logit_normal",)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     epochs: int | None = option(
@@ -317,6 +327,7 @@ class TrainConfig:
         high=1000,
         advanced=True,
         elsewhere=("lr_scheduler_num_cycles",),
+        applies=_RESTARTS,
     )
     schedule_power: float = option(
         2.0,
@@ -325,6 +336,7 @@ class TrainConfig:
         high=10.0,
         advanced=True,
         elsewhere=("lr_scheduler_power",),
+        applies=_POLYNOMIAL,
     )
     warmup: float = option(
         0.05, "Share of the steps over which the rate rises from 0.", low=0.0, high=1.0, advanced=True
@@ -342,7 +354,12 @@ class TrainConfig:
         1.0, "Gradients are scaled down to this norm; 0 lets them pass.", low=0.0, high=1000.0, advanced=True
     )
     min_snr_gamma: float = option(
-        5.0, "Weight of the timesteps after Hang et al. 2023; 0 weighs all alike.", low=0.0, high=100.0, advanced=True
+        5.0,
+        "Weight of the timesteps after Hang et al. 2023; 0 weighs all alike.",
+        low=0.0,
+        high=100.0,
+        advanced=True,
+        applies=_MIN_SNR,
     )
     noise_offset: float = option(
         0.0,
@@ -404,6 +421,7 @@ class OptimizerConfig:
         high=100.0,
         advanced=True,
         elsewhere=("d_coef",),
+        applies=_PRODIGY,
     )
 
 
@@ -424,11 +442,13 @@ class ObjectiveConfig:
         high=10.0,
         advanced=True,
         elsewhere=("huber_c",),
+        applies=_BENT,
     )
     huber_schedule: Literal["snr", "exponential", "constant"] = option(
         "snr",
         "Course of huber_delta from 1 at no noise to itself at full noise, or the same everywhere.",
         advanced=True,
+        applies=_BENT,
     )
     weighting: Literal["min_snr", "debiased", "none"] = option(
         "min_snr",
@@ -459,6 +479,7 @@ class ObjectiveConfig:
         low=1.0,
         high=10.0,
         advanced=True,
+        applies=_LEANING,
     )
     logit_mean: float = option(
         0.0,
@@ -467,9 +488,16 @@ class ObjectiveConfig:
         high=5.0,
         advanced=True,
         elsewhere=("logit_mean",),
+        applies=_LOGIT,
     )
     logit_std: float = option(
-        1.0, "Width of logit_normal; less is narrower.", low=0.01, high=10.0, advanced=True, elsewhere=("logit_std",)
+        1.0,
+        "Width of logit_normal; less is narrower.",
+        low=0.01,
+        high=10.0,
+        advanced=True,
+        elsewhere=("logit_std",),
+        applies=_LOGIT,
     )
     pyramid_noise: int = option(
         0,

@@ -14,16 +14,11 @@ from lora_trainer.train.optimizer_kinds import KINDS
 
 def check(config: RunConfig) -> None:
     """Raise PlainError for settings of the objective that are right one by one and not together."""
-    objective, gamma = config.objective, config.train.min_snr_gamma
+    objective = config.objective
     if objective.min_timestep >= objective.max_timestep:
         raise PlainError(
             f"objective.min_timestep is {objective.min_timestep} and objective.max_timestep is "
             f"{objective.max_timestep}, which leaves no timestep to train; set the first below the second."
-        )
-    if objective.weighting != "min_snr" and gamma not in (0, TrainConfig.min_snr_gamma):
-        raise PlainError(
-            f"train.min_snr_gamma is {gamma:g}, but objective.weighting is {objective.weighting}, which does not use "
-            "it; leave one of the two out."
         )
     class_word(config)
 
@@ -36,6 +31,11 @@ def check_optimizer(config: RunConfig, rates: Mapping[str, float], device: torch
         raise PlainError(
             f"optimizer.kind: {chosen.name} finds one learning rate for all parts, but they have different ones "
             f"({told}); leave text_encoder_lr empty, or set it to 0 or to learning_rate."
+        )
+    if chosen.one_rate and config.network.loraplus_ratio != 1:
+        raise PlainError(
+            f"network.loraplus_ratio is {config.network.loraplus_ratio:g}, but optimizer.kind: {chosen.name} finds one "
+            "learning rate for all parameters; set network.loraplus_ratio: 1, or take optimizer.kind: adamw."
         )
     if chosen.averages and ema > 0:
         raise PlainError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_trainer.config.options import RunConfig
+from lora_trainer.config.options import ModelConfig, RunConfig
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
@@ -122,7 +122,7 @@ def plan_run(
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
     """The plan of a run that trains an image model."""
     method.check(config)
-    lent = _base(config, host)
+    lent = base_of(config.model, host)
     family = family_named(lent.facts.family)
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
@@ -194,17 +194,18 @@ def _network(config: RunConfig, alpha: float) -> Choice:
     return Choice("network", ", ".join(told), "" if given else "alpha is half of the rank unless it is given")
 
 
-def _base(config: RunConfig, host: Host) -> LentModel:
-    if config.model.base == "demo":
+def base_of(options: ModelConfig, host: Host) -> LentModel:
+    """The base model that the options name, or the host's own; its weights are not read yet. Raises PlainError."""
+    if options.base == "demo":
         path: Path | None = ASSETS / "scenes.safetensors"
     else:
-        path = host.base_file(config.model.base)
+        path = host.base_file(options.base)
     lent = host.lend() if path is None else lend_file(path)
     facts = lent.facts
-    if config.model.prediction != "auto":
-        facts = replace(facts, prediction=config.model.prediction, reason="set by model.prediction")
-    if config.model.zero_terminal_snr != "auto":
-        facts = replace(facts, zero_terminal_snr=config.model.zero_terminal_snr == "yes")
+    if options.prediction != "auto":
+        facts = replace(facts, prediction=options.prediction, reason="set by model.prediction")
+    if options.zero_terminal_snr != "auto":
+        facts = replace(facts, zero_terminal_snr=options.zero_terminal_snr == "yes")
     return replace(lent, facts=facts)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,16 @@ from tests.builders.slim import Kind, slim_checkpoint
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TARGETS = ("attention", "linear", "all")
+# Linear layers and convolutions of every window and stride, and a text encoder's: enough of each, and quick.
+FEW = ("unet.mid_block", r"unet.down_blocks.0.*(?:attn1|conv)", r"encoder.layers.[01]\.")
+# Every form a network may take, by name, as the configuration of its section.
+FORMS: Mapping[str, Mapping[str, Any]] = {
+    "lora": {}, "locon": {"kind": "locon"}, "dora": {"kind": "dora"}, "loha": {"kind": "loha"},
+    "lokr": {"kind": "lokr"}, "lokr whole": {"kind": "lokr", "rank": 64}, "oft": {"kind": "oft"},
+    "pissa": {"init": "pissa"}, "olora": {"init": "olora"}, "rslora": {"rslora": True},
+    "by layer": {"ranks": ("mid_block = 6/2", "to_k = 0")},
+}  # fmt: skip
+VARIANTS = ("locon", "lokr whole", "olora", "rslora", "by layer")  # of a kind that stands there by itself
 SIDE = 8  # latent cells; three halvings leave one
 
 
@@ -37,22 +49,33 @@ def base_model(kind: Kind, seed: int = 0, dtype: torch.dtype = torch.float32) ->
     return base
 
 
+def rarely(form: str) -> list[pytest.MarkDecorator]:
+    """Marks of a test with this form: variants run with the newest libraries only."""
+    return [pytest.mark.slow] if form in VARIANTS else []
+
+
 def put_on(
-    base: BaseModel, targets: str = "attention", rank: int = 4, alpha: float = 3.0, dropout: float = 0.0
+    base: BaseModel, targets: str = "attention", rank: int = 4, alpha: float = 3.0, form: str = "lora", **more: Any
 ) -> AdaptedNetwork:
     """A fresh network on the UNet and every text encoder."""
-    config = NetworkConfig(targets=targets, rank=rank, alpha=alpha, dropout=dropout)  # type: ignore[arg-type]
-    return inject(base.parts, config, train_parts=tuple(base.parts), seed=5)
+    if targets == "few":
+        targets, more = "all", {"layers": FEW, **more}
+    settings = {"targets": targets, "rank": rank, "alpha": alpha, **FORMS[form], **more}
+    return inject(base.parts, NetworkConfig(**settings), train_parts=tuple(base.parts), seed=5)
 
 
 def randomise(network: Network, seed: int = 11) -> None:
     """Give every weight a value of the size that trained ones have: the output changes by some percents."""
     generator = torch.Generator().manual_seed(seed)
+    gain = {"loha": 3.0}.get(network.kind, 1.0)  # whose change is a product of four weights
     for group in network.groups():
         for parameter in group.parameters:
-            fan_in = parameter[0].numel()
+            drawn = torch.randn(parameter.shape, generator=generator)
             with torch.no_grad():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5 * fan_in**-0.5)
+                if parameter.shape[0] == 1 and bool((parameter > 0).all()):  # lengths, which stay about what they are
+                    parameter.mul_(1 + 0.05 * drawn.clamp(-2, 2))
+                else:
+                    parameter.copy_(drawn * gain * 0.5 * parameter[0].numel() ** -0.5)
 
 
 def outputs(base: BaseModel, seed: int = 3) -> dict[str, Tensor]:

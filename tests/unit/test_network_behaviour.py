@@ -12,14 +12,32 @@ from torch import nn
 from lora_trainer.config.options import NetworkConfig
 from lora_trainer.contracts import BaseModel, PlainError
 from lora_trainer.networks.adapter import Adapter
+from lora_trainer.networks.changes import changes_of
 from lora_trainer.networks.network import inject
 from lora_trainer.networks.state import modules_of
-from tests.builders.networks import KINDS, TARGETS, base_model, outputs, predict, put_on, randomise, weights_of
+from tests.builders.networks import (
+    FORMS,
+    KINDS,
+    TARGETS,
+    base_model,
+    outputs,
+    predict,
+    put_on,
+    randomise,
+    rarely,
+    weights_of,
+)
 from tests.builders.slim import Kind
 
-# Every choice of layers on SD1; elsewhere the widest, which holds the others.
-CASES = [*(("sd1", targets) for targets in TARGETS), ("sd2", "all"), ("sdxl", "all")]
-each_choice = pytest.mark.parametrize(("base", "targets"), CASES, indirect=["base"])
+# Every choice of layers on SD1, elsewhere the widest, which holds the others; and every form on a few layers of
+# every sort, in UNet and text encoder.
+CASES = [
+    *(("sd1", targets, "lora") for targets in TARGETS), ("sd2", "all", "lora"), ("sdxl", "all", "lora"),
+    *(pytest.param("sd1", "few", form, marks=rarely(form)) for form in FORMS if form != "lora"),
+]  # fmt: skip
+each_choice = pytest.mark.parametrize(("base", "targets", "form"), CASES, indirect=["base"])
+EACH_FORM = [pytest.param("sd1", form, marks=rarely(form)) for form in FORMS]
+each_form = pytest.mark.parametrize(("base", "form"), EACH_FORM, indirect=["base"])
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -41,9 +59,9 @@ def base_as_found(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @each_choice
-def test_a_fresh_network_changes_nothing_and_a_trained_one_does(base: BaseModel, targets: str) -> None:
+def test_a_fresh_network_changes_nothing_and_a_trained_one_does(base: BaseModel, targets: str, form: str) -> None:
     before = outputs(base)
-    network = put_on(base, targets)
+    network = put_on(base, targets, form=form)
     fresh = outputs(base)
     assert all(torch.equal(before[name], fresh[name]) for name in before)
     randomise(network)
@@ -56,7 +74,7 @@ def test_a_fresh_network_changes_nothing_and_a_trained_one_does(base: BaseModel,
 
 
 @each_choice
-def test_eject_leaves_no_trace(base: BaseModel, targets: str) -> None:
+def test_eject_leaves_no_trace(base: BaseModel, targets: str, form: str) -> None:
     hooked = base.parts["unet"].get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
     calls: list[int] = []
     hook = hooked.register_forward_hook(lambda *_: calls.append(1))
@@ -67,7 +85,7 @@ def test_eject_leaves_no_trace(base: BaseModel, targets: str) -> None:
     values, before = {part: weights_of(module) for part, module in base.parts.items()}, outputs(base)
     pointers = [p.data_ptr() for p in _parameters(base)]
 
-    network = put_on(base, targets)
+    network = put_on(base, targets, form=form)
     randomise(network)
     outputs(base)
     network.eject()
@@ -90,8 +108,8 @@ def test_eject_leaves_no_trace(base: BaseModel, targets: str) -> None:
 
 
 @each_choice
-def test_gradients_reach_exactly_the_networks_parameters(base: BaseModel, targets: str) -> None:
-    network = put_on(base, targets)
+def test_gradients_reach_exactly_the_networks_parameters(base: BaseModel, targets: str, form: str) -> None:
+    network = put_on(base, targets, form=form)
     randomise(network)
     predict(base).square().mean().backward()
     ours = {id(p) for group in network.groups() for p in group.parameters}
@@ -110,9 +128,9 @@ def test_gradients_reach_exactly_the_networks_parameters(base: BaseModel, target
 
 
 @each_choice
-def test_training_leaves_the_base_bit_identical(base: BaseModel, targets: str) -> None:
+def test_training_leaves_the_base_bit_identical(base: BaseModel, targets: str, form: str) -> None:
     before = {part: weights_of(module) for part, module in base.parts.items()}
-    network = put_on(base, targets)
+    network = put_on(base, targets, form=form)
     start = network.state()
     optimizer = torch.optim.AdamW([p for group in network.groups() for p in group.parameters], lr=1e-2)
     for _ in range(3):
@@ -126,13 +144,13 @@ def test_training_leaves_the_base_bit_identical(base: BaseModel, targets: str) -
 
 
 @each_choice
-def test_the_delta_added_to_the_weights_gives_the_same_output(base: BaseModel, targets: str) -> None:
+def test_the_delta_added_to_the_weights_gives_the_same_output(base: BaseModel, targets: str, form: str) -> None:
     bare = outputs(base)
-    network = put_on(base, targets)
+    network = put_on(base, targets, form=form)
     randomise(network)
     with network.scaled(0.7):
         adapted = outputs(base)
-    modules = modules_of(network.state())
+    modules = changes_of(network.state())
     network.eject()
     undo: list[tuple[nn.Module, nn.Parameter]] = []
     for part, module in base.parts.items():
@@ -140,7 +158,7 @@ def test_the_delta_added_to_the_weights_gives_the_same_output(base: BaseModel, t
             weights = modules.get(f"{part}.{path.removeprefix('text_model.')}")
             if weights is not None:
                 own = layer.weight
-                layer.weight = nn.Parameter(own + 0.7 * weights.delta().reshape(own.shape))
+                layer.weight = nn.Parameter(own + 0.7 * weights.delta(own))
                 undo.append((layer, own))
     assert len(undo) == len(modules)
     merged = outputs(base)
@@ -152,9 +170,10 @@ def test_the_delta_added_to_the_weights_gives_the_same_output(base: BaseModel, t
         assert error < 1e-3 * effect, (name, float(error), float(effect))
 
 
-def test_scaled_goes_from_the_base_to_what_is_trained_and_back(base: BaseModel) -> None:
+@each_form
+def test_scaled_goes_from_the_base_to_what_is_trained_and_back(base: BaseModel, form: str) -> None:
     before = outputs(base)
-    network = put_on(base)
+    network = put_on(base, "few", form=form)
     randomise(network)
     trained = outputs(base)
     with network.scaled(0.0):
@@ -174,8 +193,8 @@ def test_scaled_goes_from_the_base_to_what_is_trained_and_back(base: BaseModel) 
 
 
 @each_choice
-def test_state_and_load_state_round_trip_bit_for_bit(base: BaseModel, targets: str) -> None:
-    network = put_on(base, targets)
+def test_state_and_load_state_round_trip_bit_for_bit(base: BaseModel, targets: str, form: str) -> None:
+    network = put_on(base, targets, form=form)
     randomise(network)
     state, expected = network.state(), outputs(base)
     parameters = [id(p) for group in network.groups() for p in group.parameters]

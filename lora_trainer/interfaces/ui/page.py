@@ -117,8 +117,8 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
             found = brought(json.loads(order), form.named(row), registry, host.paths())
         except PlainError as error:
             return [answers.stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
-        row = form.filled(found.config, found.strength, found.lists)
-        return [answers.stamped({"kind": "brought", "what": found.note}), *row]
+        filled = form.filled(found.config, found.strength, found.lists)
+        return [answers.stamped({"kind": "brought", "what": found.note}), *filled]
 
     def dropped(files: Sequence[Any] | None, folder: str) -> list[Any]:
         if not files:
