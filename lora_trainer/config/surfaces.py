@@ -28,6 +28,7 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
     "validation": "held-out images",
     "output": "output",
     "samples": "samples while training",
+    "text": "language models only",
 }
 
 

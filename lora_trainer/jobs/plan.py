@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lora_trainer.config.options import ModelConfig, RunConfig
+from lora_trainer.config.tasks import TEXT, check_task
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
@@ -111,12 +112,13 @@ def plan_run(
     config: RunConfig, host: Host, *, resume: bool = False, processes: int = 1, device: torch.device | None = None
 ) -> RunPlan:
     """Resolve everything that the configuration leaves open. Raises PlainError; writes nothing, reads no weights."""
-    if config.task == "text-generation":
-        raise PlainError(
-            "task_type: text-generation was asked, but this version trains image models only; "
-            "use task_type: stable-diffusion with an SD1, SD2 or SDXL checkpoint."
-        )
-    return plan_images(config, host, resume=resume, processes=processes, device=device or host.device())
+    device = device or host.device()
+    if config.task == TEXT:
+        from lora_trainer.jobs.text_plan import plan_text
+
+        return plan_text(config, host, resume=resume, processes=processes, device=device)
+    check_task(config)
+    return plan_images(config, host, resume=resume, processes=processes, device=device)
 
 
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from lora_trainer.config.load import dump, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
-from lora_trainer.jobs.files import RunFiles
+from lora_trainer.jobs.files import RunFiles, files_at
 
 Kind = Literal["training", "captions", "class_images"]
 ChoreKind = Literal["captions", "class_images"]
@@ -88,8 +88,7 @@ def task_of(record: Mapping[str, Any]) -> Task:
     if "chore" in record:
         kind: ChoreKind = "captions" if record["chore"] == "captions" else "class_images"
         return Chore(kind, str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
-    files = RunFiles(Path(record["folder"]), record["name"], Path(record["work"]))
+    config = load(record["config"])
+    files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
     place = Place(str(given[0]), dict(given[1])) if (given := record.get("place")) else None
-    return Training(
-        load(record["config"]), files, record["steps"], record["resolution"], record["kind"], place=place
-    )
+    return Training(config, files, record["steps"], record["resolution"], record["kind"], place=place)
