@@ -107,7 +107,7 @@
     lt.changed = function () {
         clearTimeout(timer);
         timer = setTimeout(() => press("plan"), QUIET);
-        setTimeout(lt.offer, 30); // gradio writes the new value into the page after this
+        setTimeout(lt.offerFields, 30); // gradio writes the new value into the page after this
     };
 
     // --- which fields are offered ------------------------------------------------------------------------------------
@@ -127,22 +127,18 @@
     });
 
     // Hides the fields that would change nothing, and folds that hold no others; what is faulty stays in sight.
-    lt.offer = function () {
-        const rules = JSON.parse(lt.find("lt_plan")?.dataset.rules || "{}");
-        for (const id of new Set([...Object.keys(rules), ...shut, ...unoffered])) {
+    lt.offerFields = function () {
+        const { rules, folds } = JSON.parse(lt.find("lt_plan")?.dataset.rules || '{"rules": {}, "folds": {}}');
+        const off = (id) => unoffered.includes(id) || !(rules[id] || []).every(met);
+        const hide = (id, hidden) => {
             const place = lt.find(id);
-            const off = unoffered.includes(id) || !(rules[id] || []).every(met);
-            place?.classList.toggle("lt-unoffered", off && !place.classList.contains("lt-faulty"));
-            if (off) shut.add(id);
-        }
-        for (const fold of document.querySelectorAll("#lt_advanced [id^=lt_more_], #lt_advanced [id^=lt_fold_]")) {
-            const fields = [...fold.querySelectorAll("[id^=lt_]")].filter((one) => one.querySelector("input, textarea")
-                && !/^lt_(more|fold)_/.test(one.id));
-            const none = fields.length > 0 && fields.every((one) => one.classList.contains("lt-unoffered"));
-            fold.classList.toggle("lt-unoffered", none);
-        }
+            place?.classList.toggle("lt-unoffered", hidden && !place.classList.contains("lt-faulty"));
+        };
+        for (const id of new Set([...Object.keys(rules), ...hideable, ...unoffered])) hide(id, off(id));
+        for (const [id, fields] of Object.entries(folds)) hide(id, fields.every(off));
+        unoffered.forEach((id) => hideable.add(id));
     };
-    const shut = new Set(); // ids that were hidden at some time
+    const hideable = new Set(); // ids that were unoffered at some time
 
     // The order that a hidden button carries to the server.
     lt.order = () => JSON.stringify(order);
@@ -199,7 +195,7 @@
         if (act) act();
         if (answer.kind === "plan") unoffered = answer.unoffered;
         mark(answer.kind === "faults" ? answer.faults : []);
-        lt.offer();
+        lt.offerFields();
     };
 
     function brought(what) {
@@ -400,7 +396,7 @@
         if (!lt.find("lt_plan").childElementCount) drawPlan(nothingYet());
         lt.startRun();
         lt.startViews();
-        lt.offer();
+        lt.offerFields();
         if (begun) return;
         begun = true;
         setTimeout(restore, 300);

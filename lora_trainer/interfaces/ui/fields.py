@@ -177,3 +177,13 @@ def sectioned(skip: Iterable[str] = ()) -> dict[str, tuple[Sequence[Leaf], Seque
         if leaf.path not in left_out and applies(leaf, IMAGES):
             found.setdefault(leaf.section, ([], []))[leaf.option.advanced].append(leaf)
     return dict(found)
+
+
+def folds(skip: Iterable[str] = ()) -> dict[str, list[str]]:
+    """For the page's script: by element of a fold the elements in it, without the settings in `skip`."""
+    found: dict[str, list[str]] = {}
+    for section, (plain, advanced) in sectioned(skip).items():
+        found[elem_id(f"fold.{section or 'run'}")] = [elem_id(leaf.path) for leaf in (*plain, *advanced)]
+        if advanced:
+            found[elem_id(f"more.{section}")] = [elem_id(leaf.path) for leaf in advanced]
+    return found

@@ -19,7 +19,7 @@ from lora_trainer.config.sweep import apart
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.api.forms import taken_form
 from lora_trainer.interfaces.ui import answers, workshop
-from lora_trainer.interfaces.ui.fields import lends, rules, unsaved
+from lora_trainer.interfaces.ui.fields import folds, lends, rules, unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
 from lora_trainer.interfaces.ui.form import Form, build, build_advanced
 from lora_trainer.interfaces.ui.sources import brought
@@ -52,7 +52,8 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
             with gr.Column(scale=5, min_width=300, elem_id="lt_form"):
                 form = build(host)
                 start = unsaved(gr.Button("Start training", variant="primary", elem_id="lt_start"))
-                gr.HTML(_frame("lt_plan", host, rules=json.dumps(rules(lent=lends(host)))), elem_id="lt_plan_block")
+                offered = {"rules": rules(lent=lends(host)), "folds": folds(skip=form.by_path)}
+                gr.HTML(_frame("lt_plan", host, rules=json.dumps(offered)), elem_id="lt_plan_block")
                 gr.HTML('<div id="lt_tools"></div>', elem_id="lt_tools_block")
                 with gr.Accordion("Advanced options", open=False, elem_id="lt_advanced"):
                     build_advanced(form)
