@@ -558,7 +558,6 @@ class SliderConfig:
     negative: str = option(
         "",
         "What it shows more of at a negative weight, such as 'young person'.",
-        elsewhere=("negative_prompt",),
     )
     target: str = option(
         "",
