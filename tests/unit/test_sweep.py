@@ -44,7 +44,7 @@ def test_a_flag_takes_the_list_of_a_file_away():
 
 
 def test_two_settings_of_one_name_are_told_apart_by_their_section():
-    (first, *_) = variants(BASE | {"train.seed": [1, 2], "samples.seed": [3, 4]})
+    (first, *_) = variants(BASE | {"train.seed": [1, 2], "samples.seed": [3, 4], "samples.prompts": ["a cat"]})
     assert first.label == "train_seed1-samples_seed3"
 
 
