@@ -574,6 +574,9 @@ class ObjectiveConfig:
 _HELD_OUT = {"validation.share or validation.folder": GIVEN}
 
 
+_BY_PROMPTS = {"slider.positive or slider.negative": GIVEN}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SliderConfig:
     """A LoRA whose weight is a slider: +1 shows more of something, -1 less. docs/sliders.md has examples."""
@@ -592,6 +595,7 @@ class SliderConfig:
         "",
         "What the slider is to change, such as 'person'; empty changes everything.",
         elsewhere=("target_class",),
+        applies=_BY_PROMPTS,
     )
     strength: float = option(
         3.0,
@@ -600,6 +604,7 @@ class SliderConfig:
         high=20.0,
         advanced=True,
         elsewhere=("guidance_strength",),
+        applies=_BY_PROMPTS,
     )
     keep: tuple[str, ...] = option(
         (),
@@ -607,6 +612,7 @@ class SliderConfig:
         "go from one to the other.",
         advanced=True,
         elsewhere=("attributes",),
+        applies=_BY_PROMPTS,
     )
     pictures: int = option(
         12,
@@ -615,6 +621,7 @@ class SliderConfig:
         low=1,
         high=1000,
         advanced=True,
+        applies={**_BY_PROMPTS, "data.folder": ("",)},
     )
     opposite: str | None = option(
         None,

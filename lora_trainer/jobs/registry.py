@@ -166,6 +166,15 @@ class Registry:
 
         return captioners(self._host)
 
+    def make_plain(self, id: str, raw: Mapping[str, Any]) -> Job:
+        """Queue the making of a plain LoRA of what that job wrote, of the rank in `raw`.
+
+        Raises KeyError for an unknown job, and PlainError for one that has written none.
+        """
+        from lora_trainer.jobs.plain_job import plain_chore
+
+        return self.add(plain_chore(self.job(id), raw, self._host), raw)
+
     def add(self, chore: Chore, raw: Mapping[str, Any]) -> Job:
         """Queue a chore; `raw` is what was asked for, to be looked up later."""
         return self._queued(self._new(chore, raw), [])

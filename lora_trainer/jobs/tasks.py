@@ -12,8 +12,8 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
 from lora_trainer.jobs.files import RunFiles, files_at
 
-Kind = Literal["training", "captions", "class_images"]
-ChoreKind = Literal["captions", "class_images"]
+Kind = Literal["training", "captions", "class_images", "plain"]
+ChoreKind = Literal["captions", "class_images", "plain"]
 
 
 class Place(NamedTuple):
@@ -63,11 +63,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Chore:
-    """Work on images that needs the device, such as describing them; it ends for good, and is ordered anew."""
+    """Work that takes its turn among trainings, such as describing images; it ends for good, and is ordered anew."""
 
     kind: ChoreKind
     name: str  # to be shown; such as that of the folder
-    steps: int  # images
+    steps: int  # images; of "plain" modules
     start: Callable[[Host, Control], Iterator[Event]] | None = None  # None: of an earlier server
     trigger: str = ""
 
@@ -86,8 +86,8 @@ Task = Training | Chore
 def task_of(record: Mapping[str, Any]) -> Task:
     """The task of a record. Raises KeyError, TypeError, ValueError and ConfigError for a foreign one."""
     if "chore" in record:
-        kind: ChoreKind = "captions" if record["chore"] == "captions" else "class_images"
-        return Chore(kind, str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
+        kinds: dict[str, ChoreKind] = {"captions": "captions", "class_images": "class_images", "plain": "plain"}
+        return Chore(kinds[record["chore"]], str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
     config = load(record["config"])
     files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
     place = Place(str(given[0]), dict(given[1])) if (given := record.get("place")) else None

@@ -19,9 +19,11 @@ from lora_trainer.config.load import load
 from lora_trainer.contracts import BaseModel, PlainError, Sampled, Saved, Stepped, Told, Validated
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.hosts.standalone import Standalone
-from lora_trainer.jobs.image_run import _loss  # pyright: ignore[reportPrivateUsage] - the very wiring of a run
+from lora_trainer.jobs.host_control import HostControl
+from lora_trainer.jobs.image_run import ImageRun
 from lora_trainer.jobs.plan import Plan, plan_run
 from lora_trainer.jobs.relief import IdleParts, image_ladder
+from lora_trainer.jobs.run import Controls
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.networks.network import inject
 from lora_trainer.train.pieces import Pieces
@@ -75,7 +77,9 @@ class Looks:
             told = [event.text for event in starting_weights(plan, network)] if options.start_from else []
             fresh = network.state()
             randomise(network)
-            loss = _loss(plan, base, network)
+            host = Standalone()
+            run = ImageRun(plan, host, HostControl(Controls(), host), True)
+            loss = run._loss(base, network)  # by the very wiring of a run
             seen: list[Any] = [told, fresh, [(group.part, group.rate) for group in network.groups()]]
             for batch in self._first(plan, 2):
                 value = loss(batch)
@@ -106,7 +110,7 @@ class Looks:
         seen: list[Any] = []
         for event in events:
             if isinstance(event, Told):
-                seen.append(event.text)
+                seen.append(event.text.replace(str(found), "there"))
             elif isinstance(event, Stepped):
                 seen.append((event.step, event.loss))
             elif isinstance(event, Validated):
@@ -114,7 +118,7 @@ class Looks:
             elif isinstance(event, Saved):
                 seen.append(event.step)
             elif isinstance(event, Sampled):
-                seen.append((event.step, *_pictures(event.paths)))
+                seen.append((event.step, *_pictures(event.paths), event.texts))
         return repr((files, learnt, _digest(seen)))
 
     def _elsewhere(self, folder: Path) -> Path:

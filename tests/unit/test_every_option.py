@@ -49,6 +49,9 @@ ANSWERED = {**TEXT, "samples.prompts": ["cats"], "text.answer_tokens": 4}
 LOW = {"objective.timesteps": "low_noise"}
 LOGIT = {"objective.timesteps": "logit_normal"}
 BENT = {"objective.loss": "huber"}
+PRODIGY = {"train.learning_rate": 1.0, "train.text_encoder_learning_rate": 0, "output.precision": "fp32",
+           "train.steps": 4}  # fmt: skip
+SLIDING = {"slider.positive": "an old barn", "slider.negative": "a new barn", "output.precision": "fp32"}
 PRESERVED = {"data.trigger": "blocks", "objective.preserve": 1.0, "objective.preserve_class": "cat"}
 
 EVERY = (
@@ -111,7 +114,7 @@ EVERY = (
     Turned("train.attention_slicing", "yes", "ladder"),
     Turned("train.seed", 12),
     Turned("optimizer.kind", "adafactor", "run"),
-    Turned("optimizer.prodigy_coefficient", 0.5, "run"),
+    Turned("optimizer.prodigy_coefficient", 0.5, "run", PRODIGY),
     Turned("objective.loss", "huber"),
     Turned("objective.huber_delta", 0.5, given=BENT),
     Turned("objective.huber_schedule", "constant", given=BENT),
@@ -127,9 +130,16 @@ EVERY = (
     Turned("objective.input_perturbation", 0.1),
     Turned("objective.preserve", 2.0, given={"data.trigger": "blocks", "objective.preserve_class": "cat"}),
     Turned("objective.preserve_class", "dog", given=PRESERVED),
+    Turned("slider.positive", "a tall barn", "run", SLIDING),
+    Turned("slider.negative", "a low barn", "run", SLIDING),
+    Turned("slider.target", "a barn", "run", SLIDING),
+    Turned("slider.strength", 1.0, "run", SLIDING),
+    Turned("slider.keep", ["red", "blue"], "run", SLIDING),
+    Turned("slider.pictures", 3, "plan", {**SLIDING, "data.folder": None}),
+    Turned("slider.opposite", "{}/before", "plan"),
     Turned("validation.share", 0.4, "plan"),
     Turned("validation.folder", "{}/class", "plan"),
-    Turned("validation.every", 1, "run", HELD),
+    Turned("validation.every", 2, "run", HELD),
     Turned("validation.timesteps", 2, "run", HELD),
     Turned("validation.patience", 1, "run", {**HELD, "train.learning_rate": 1.0}),
     Turned("output.directory", "{}/out/elsewhere", "plan"),
@@ -173,6 +183,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(5):
         half((64, 64) if number % 2 == 0 else (128, 64)).save(pictures / f"{number}-masklabel.png")
     write_pictures(made / "class", 3)
+    write_pictures(made / "before", 5, ((64, 64), (128, 64)))
     write_pictures(made / "bare", 3)
     (made / "bare" / "metadata.csv").unlink()
     write_slim(made / "base.safetensors", "sd1", seed=1)

@@ -58,6 +58,7 @@ def job_form(job: Job) -> dict[str, Any]:
         "seconds_per_step": pace,
         "seconds_left": pace * left if pace is not None and going else None,
         "lora": files[-1].stem if files else None,
+        "network": job.training.config.network.kind if job.training else None,
         "sample": _sample(job.training) if job.training else None,
         "trigger": job.task.trigger,
         "resumable": job.resumable,
