@@ -86,6 +86,12 @@ class Plan(RunPlan):
         return f"at {self.resolution} px"
 
     @property
+    def heaviest_told(self) -> str:
+        """ "512 x 768 px, batch of 2": the largest bucket."""
+        width, height = max(self.data.bucket_counts(), key=lambda size: size[0] * size[1])
+        return f"{width} x {height} px, batch of {self.config.data.batch_size}"
+
+    @property
     def text_rate(self) -> float:
         """Peak learning rate of the text encoders; 0 where they are left alone."""
         return next((rate for part, rate in self.rates.items() if part != "unet"), 0.0)

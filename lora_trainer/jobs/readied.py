@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,8 @@ class Readied:
     validation: Validation | None = None  # None where nothing is held out
     pieces: Pieces = field(default_factory=Pieces)  # how micro-batches go through the model
     ladder: Ladder | None = None  # what to do where memory does not suffice; None: the run ends
+    heaviest: Callable[[], Any] | None = None  # the micro-batch that takes most; None: nothing is tried before the run
+    heaviest_told: str = ""  # it in words
 
 
 class Preparation(Protocol):

@@ -27,6 +27,7 @@ from lora_trainer.train.ladder import Ladder
 from lora_trainer.train.loop import Outcome, Pace, StepBroken, Work, fit, sampled
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import AcceleratedProcesses, OneProcess, Processes
+from lora_trainer.train.rehearsal import Rehearsal, make_fit
 from lora_trainer.train.state import restore
 from lora_trainer.train.watch import Watch
 from lora_trainer.weights.write import remove_leftovers, why_not_written
@@ -128,6 +129,14 @@ class _Job:
         ladder = readied.ladder or Ladder(plan.device, ())
         for measure in ladder.again(self.saved.state.measures if self.saved else ()):
             yield Told(f"As before the pause: {measure}.")
+        if readied.heaviest:
+            rehearsal = Rehearsal(
+                readied.heaviest, readied.heaviest_told, readied.loss, readied.pieces, updater, self.processes
+            )
+            goes_on = yield from make_fit(rehearsal, ladder, readied.exclusive, self.control, plan.smaller)
+            if not goes_on:
+                yield _NOTHING_DONE
+                return
         work = Work(
             batches=readied.batches, loss=readied.loss, network=network, updater=updater, control=self.control,
             processes=self.processes, exclusive=readied.exclusive,

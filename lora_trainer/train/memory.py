@@ -148,9 +148,11 @@ def watched(device: torch.device) -> Generator[Taken, None, None]:
 
 
 def _process_memory() -> int:
+    """Without the pages of mapped files (a checkpoint's), which the system takes back when it needs them."""
     import psutil
 
-    return int(psutil.Process().memory_info().rss)
+    used: Any = psutil.Process().memory_info()
+    return int(used.rss - getattr(used, "shared", 0))
 
 
 def _mps_memory() -> int:
@@ -159,5 +161,5 @@ def _mps_memory() -> int:
 
 
 def in_gigabytes(count: float) -> str:
-    """ "5.1 GB"; 1 GB is 2**30 bytes, as graphics cards and task managers count."""
-    return f"{count / 2**30:.1f} GB"
+    """ "5.1 GB", "12 MB"; 1 GB is 2**30 bytes, as graphics cards and task managers count."""
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 / 10 else f"{count / 2**20:.0f} MB"

@@ -68,9 +68,11 @@ class Updater:
         """`ema` is the decay of the weights' moving average, 0 for none. Raises PlainError where the optimizer that
         `options` name is not to be had."""
         options = options or OptimizerConfig()
+        self._options, self._weight_decay = options, weight_decay
         self.rates = rates
         self._kind = KINDS[options.kind]
         self._rated = [(group.part, group.rate) for group in groups]
+        self._sizes = [len(group.parameters) for group in groups]
         if self._kind.one_rate and len({factor for _, factor in self._rated}) > 1:
             raise PlainError(
                 f"optimizer.kind: {self._kind.name} finds one learning rate for all parameters, but LoRA+ gives some "
@@ -121,6 +123,18 @@ class Updater:
             self._scale.update(finite)
         found: float = groups[0]["d"] if self._kind.one_rate else 1.0
         return {part: rate * found for part, rate in rates.items()}
+
+    def rehearse(self) -> int:
+        """Bytes that the optimizer keeps from its first step on; found out on copies, so that nothing is changed."""
+        copies: list[Tensor] = []
+        for parameter in self.parameters:
+            copy = torch.nn.Parameter(parameter.detach().clone())
+            copy.grad = torch.zeros_like(copy) if parameter.grad is None else parameter.grad.clone()
+            copies.append(copy)
+        rest = iter(copies)
+        made = build(self._options, [[next(rest) for _ in range(size)] for size in self._sizes], self._weight_decay)
+        made.step()
+        return sum(value.nbytes for entry in made.state.values() for _, value in _flat(entry) if torch.is_tensor(value))
 
     @contextmanager
     def shown(self) -> Generator[None, None, None]:
