@@ -143,9 +143,9 @@ def measure(self):
     return real(self)
 
 rehearsal.Rehearsal.measure = measure
-write_pictures(folder / "pictures", count=4, sides=((640, 640),))
+write_pictures(folder / "pictures", count=4, sides=((256, 256),))
 events = run_all(small_run(
-    folder, data__resolution=640, data__batch_size=4, train__steps=2, train__text_encoder_learning_rate=0,
+    folder, data__resolution=256, data__batch_size=4, train__steps=1, train__text_encoder_learning_rate=0,
     output__save_steps=0,
 ))
 for event in events:
@@ -161,5 +161,5 @@ def test_under_a_real_limit_of_memory_the_run_makes_itself_smaller(tmp_path: Pat
     command = [sys.executable, "-c", LIMITED, str(tmp_path), "0.5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "done 2"
+    assert done.stdout.splitlines()[-1] == "done 1"
     assert re.search(r"Memory: .*Therefore .*(computed anew|in pieces of)", done.stdout)
