@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
 import yaml
 
 from lora_trainer.config.captioning import CaptionConfig
+from lora_trainer.config.class_images import ClassImagesConfig
 from lora_trainer.config.leaves import Leaf, leaves, sections
 from lora_trainer.config.options import VERSION, RunConfig
 from lora_trainer.config.ranks import NoRule, pattern_of, rule_of
@@ -25,7 +26,9 @@ from lora_trainer.contracts import PlainError
 # MIGRATIONS[i] turns the raw mapping of version i + 1 into that of version i + 2.
 MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
 
-PAGES: dict[type, str] = {RunConfig: "docs/options.md", CaptionConfig: "docs/captions.md"}  # that list the settings
+PAGES: dict[type, str] = {  # that list the settings
+    RunConfig: "docs/options.md", CaptionConfig: "docs/captions.md", ClassImagesConfig: "docs/crops.md",
+}  # fmt: skip
 RIVALS = {"train.steps": "train.epochs", "train.epochs": "train.steps"}  # two measures of one thing
 LARGEST_FILE = 1 << 20  # bytes; a configuration has some hundreds, so a larger file is something else
 

@@ -43,6 +43,11 @@ class ModelConfig:
         alias="base_model",
         elsewhere=("pretrained_model_name_or_path",),
     )
+    download: bool = option(
+        False,
+        "Fetch a language model that base_model names as on the Hugging Face hub (owner/name), where it is not here.",
+        advanced=True,
+    )
     prediction: Literal["auto", "epsilon", "v_prediction"] = option(
         "auto",
         "What the UNet predicts; leave it to 'auto' unless the file cannot tell and you know better.",
@@ -546,10 +551,10 @@ class ValidationConfig:
 
     share: float = option(
         0.0,
-        "Share of the images that is held out of the training and measured on instead; 0.1 with 30 images or more.",
+        "Share of the images or texts that is held out of the training and measured on instead; 0.1 with 30 or more.",
         low=0.0,
         high=0.5,
-        elsewhere=("validation_split", "validation_split_ratio"),
+        elsewhere=("validation_split", "validation_split_ratio", "val_set_size"),
     )
     folder: str | None = option(
         None,
@@ -634,6 +639,48 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    max_length: int | None = option(
+        None,
+        "Longest sample; a longer one loses its end. Empty takes the longest of the data, up to 2048 or what the model "
+        "was made for.",
+        unit="tokens",
+        low=8,
+        high=1_000_000,
+        elsewhere=("max_seq_length", "model_max_length", "cutoff_len"),
+    )
+    train_on: Literal["response", "all"] = option(
+        "response", "Learn the answers only, or the questions too."
+    )
+    template: Literal["auto", "chat", "instruction", "plain"] = option(
+        "auto",
+        "How questions and answers are put into words: the tokenizer's chat template, '### Instruction' headings, or "
+        "one after the other; 'auto' takes the chat template where there is one.",
+        elsewhere=("chat_template",),
+    )
+    prompt_column: str = option("", "Column that holds the questions; empty finds it by its name.", advanced=True)
+    response_column: str = option("", "Column that holds the answers; empty finds it by its name.", advanced=True)
+    packing: bool = option(
+        False, "Put several short samples into one row, without letting them see each other: faster for short texts."
+    )
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "none",
+        "Hold the frozen base in 8 or 4 bits a weight (QLoRA): less memory, a little slower; needs bitsandbytes.",
+        elsewhere=("load_in_4bit", "load_in_8bit"),
+    )
+    answer_tokens: int = option(
+        128, "Longest answer of a sample while training.", unit="tokens", low=1, high=8192, advanced=True
+    )
+    temperature: float = option(
+        0.0,
+        "How freely sample answers are drawn; 0 always takes the likeliest token.",
+        low=0.0,
+        high=5.0,
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run. `task` decides which families may be trained upon."""
 
@@ -652,3 +699,4 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
+    text: TextConfig = field(default_factory=TextConfig)

@@ -28,6 +28,7 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
     "validation": "held-out images",
     "output": "output",
     "samples": "samples while training",
+    "text": "language models only",
 }
 
 
@@ -122,10 +123,10 @@ def options_table() -> str:
     return "\n".join(parts)
 
 
-def captions_table() -> str:
-    """Markdown: the table in docs/captions.md, a row a setting of captioning."""
+def captions_table(of: type = CaptionConfig) -> str:
+    """Markdown: the table in docs/captions.md, a row a setting of captioning, or of another command."""
     head = ["| flag | values | default | what it does |", "|---|---|---|---|"]
-    return "\n".join([*head, *(_line([f"`--{leaf.path}`", *_cells(leaf)]) for leaf in leaves(CaptionConfig))])
+    return "\n".join([*head, *(_line([f"`--{leaf.path}`", *_cells(leaf)]) for leaf in leaves(of))])
 
 
 def _row(leaf: Leaf) -> str:

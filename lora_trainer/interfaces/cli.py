@@ -1,4 +1,5 @@
-"""The command line: `python -m lora_trainer train | caption | check | export | merge | inspect | demo | ui`.
+"""The command line: `python -m lora_trainer` with one of the words train, caption, check, class-images, export, merge,
+inspect, demo and ui.
 
 Other people's scripts depend on the words and the exit codes below, so they change slowest of all.
 """
@@ -24,6 +25,7 @@ from lora_trainer.config.sweep import Variant, variants
 from lora_trainer.contracts import PlainError
 from lora_trainer.interfaces.caption_command import add_caption
 from lora_trainer.interfaces.check_command import add_check
+from lora_trainer.interfaces.class_images_command import add_class_images
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 STOPPED_BY_HAND = 130  # 128 + SIGINT, as shells count
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     add_caption(_verb(verbs, "caption", "describe the images of a folder in captions"), _stopped_by_hand)
     add_check(_verb(verbs, "check", "find what spoils a folder of images and captions, and mend it on request"))
+    add_class_images(_verb(verbs, "class-images", "draw pictures of a class with the base model"), _stopped_by_hand)
     _add_export(verbs)
     _add_merge(verbs)
     _add_inspect(verbs)

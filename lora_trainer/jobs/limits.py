@@ -57,6 +57,13 @@ def check_allowed(path: str, paths: HostPaths, what: str) -> None:
         raise PlainError(f"{what} {fault}.")
 
 
+def check_base(base: str, host: Host, paths: HostPaths) -> None:
+    """Raise PlainError where a request may not name that base model."""
+    fault = _foreign_base(base, host, paths) if base and base != "demo" else ""
+    if fault:
+        raise PlainError(f"base {fault}.")
+
+
 def _faults_of_paths(raw: Mapping[str, Any], host: Host, paths: HostPaths) -> Iterator[Fault]:
     for leaf in leaves():
         given = _given(raw, leaf)

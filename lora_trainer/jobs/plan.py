@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lora_trainer.config.options import RunConfig
+from lora_trainer.config.options import ModelConfig, RunConfig
+from lora_trainer.config.tasks import TEXT, check_task
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
@@ -117,18 +118,19 @@ def plan_run(
     config: RunConfig, host: Host, *, resume: bool = False, processes: int = 1, device: torch.device | None = None
 ) -> RunPlan:
     """Resolve everything that the configuration leaves open. Raises PlainError; writes nothing, reads no weights."""
-    if config.task == "text-generation":
-        raise PlainError(
-            "task_type: text-generation was asked, but this version trains image models only; "
-            "use task_type: stable-diffusion with an SD1, SD2 or SDXL checkpoint."
-        )
-    return plan_images(config, host, resume=resume, processes=processes, device=device or host.device())
+    device = device or host.device()
+    if config.task == TEXT:
+        from lora_trainer.jobs.text_plan import plan_text
+
+        return plan_text(config, host, resume=resume, processes=processes, device=device)
+    check_task(config)
+    return plan_images(config, host, resume=resume, processes=processes, device=device)
 
 
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
     """The plan of a run that trains an image model."""
     method.check(config)
-    lent = _base(config, host)
+    lent = base_of(config.model, host)
     family = family_named(lent.facts.family)
     found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
@@ -200,17 +202,18 @@ def _network(config: RunConfig, alpha: float) -> Choice:
     return Choice("network", ", ".join(told), "" if given else "alpha is half of the rank unless it is given")
 
 
-def _base(config: RunConfig, host: Host) -> LentModel:
-    if config.model.base == "demo":
+def base_of(options: ModelConfig, host: Host) -> LentModel:
+    """The base model that the options name, or the host's own; its weights are not read yet. Raises PlainError."""
+    if options.base == "demo":
         path: Path | None = ASSETS / "scenes.safetensors"
     else:
-        path = host.base_file(config.model.base)
+        path = host.base_file(options.base)
     lent = host.lend() if path is None else lend_file(path)
     facts = lent.facts
-    if config.model.prediction != "auto":
-        facts = replace(facts, prediction=config.model.prediction, reason="set by model.prediction")
-    if config.model.zero_terminal_snr != "auto":
-        facts = replace(facts, zero_terminal_snr=config.model.zero_terminal_snr == "yes")
+    if options.prediction != "auto":
+        facts = replace(facts, prediction=options.prediction, reason="set by model.prediction")
+    if options.zero_terminal_snr != "auto":
+        facts = replace(facts, zero_terminal_snr=options.zero_terminal_snr == "yes")
     return replace(lent, facts=facts)
 
 

@@ -131,6 +131,12 @@ class Registry:
 
         return self.add(caption_chore(raw, self.data_sets, by_page=by_page), raw)
 
+    def draw_class_images(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Job:
+        """Queue the drawing of class images; `raw` holds settings of `ClassImagesConfig`. Raises as `caption` does."""
+        from lora_trainer.jobs.class_images import class_images_chore
+
+        return self.add(class_images_chore(raw, self._host, by_page=by_page), raw)
+
     def captioners(self) -> list[Listed]:
         """Every captioner that can be named, and whether it is here."""
         from lora_trainer.jobs.caption_jobs import captioners

@@ -47,7 +47,7 @@ class SampleMaker:
         paths = tuple(self.plan.files.sample(step, index) for index in range(len(images)))
         for path, image in zip(paths, images, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, _png(image))
+            write_whole(path, png_of(image))
         return Sampled(step, paths, order.prompts)
 
     def _by_engine(self, order: SampleOrder) -> Sequence[Image]:
@@ -97,7 +97,8 @@ def sample_order(plan: Plan) -> SampleOrder:
     )  # fmt: skip
 
 
-def _png(image: Image) -> Callable[[BinaryIO], None]:
+def png_of(image: Image) -> Callable[[BinaryIO], None]:
+    """What writes the picture as PNG, with the text that a WebUI would save in it."""
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()

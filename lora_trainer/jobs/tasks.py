@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from lora_trainer.config.load import dump, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
-from lora_trainer.jobs.files import RunFiles
+from lora_trainer.jobs.files import RunFiles, files_at
 
 Kind = Literal["training", "captions", "class_images"]
 ChoreKind = Literal["captions", "class_images"]
@@ -80,5 +80,6 @@ def task_of(record: Mapping[str, Any]) -> Task:
     if "chore" in record:
         kind: ChoreKind = "captions" if record["chore"] == "captions" else "class_images"
         return Chore(kind, str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
-    files = RunFiles(Path(record["folder"]), record["name"], Path(record["work"]))
-    return Training(load(record["config"]), files, record["steps"], record["resolution"], record["kind"])
+    config = load(record["config"])
+    files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
+    return Training(config, files, record["steps"], record["resolution"], record["kind"])

@@ -17,6 +17,7 @@ from lora_trainer.config.leaves import Leaf, leaves  # noqa: E402
 from lora_trainer.config.load import load  # noqa: E402
 from lora_trainer.config.options import RunConfig  # noqa: E402
 from lora_trainer.config.presets import STRENGTHS, SUBJECTS, steps_of, subject_of  # noqa: E402
+from lora_trainer.config.tasks import IMAGES, applies  # noqa: E402
 from lora_trainer.contracts import Host, HostPaths, PlainError  # noqa: E402
 from lora_trainer.data.scan import scan  # noqa: E402
 from lora_trainer.hosts.standalone import Standalone  # noqa: E402
@@ -125,7 +126,7 @@ def test_a_folder_may_be_pasted_with_quotes_and_blanks() -> None:
 
 
 def test_every_setting_has_one_component_with_its_own_id(form: Form) -> None:
-    assert sorted(form.by_path) == sorted(leaf.path for leaf in leaves())
+    assert sorted(form.by_path) == sorted(leaf.path for leaf in leaves() if applies(leaf, IMAGES))
     ids = [component.elem_id for component in form.by_path.values()]
     assert ids == [elem_id(path) for path in form.by_path]
     assert all(re.fullmatch(r"lt_[a-z_]+", one) for one in ids)

@@ -20,6 +20,7 @@ from lora_trainer.config.load import dump
 from lora_trainer.config.surfaces import json_schema
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.api.routes import mount
+from lora_trainer.jobs.method import advice
 from lora_trainer.jobs.registry import Registry
 from tests.builders.runs import run_all, small_run
 from tests.builders.served import Client, application, served
@@ -77,7 +78,8 @@ def test_a_job_from_its_submission_to_its_file(tmp_path, client):
 
     told = client.get(f"/jobs/{id}/events?after=0")
     kinds = [event["kind"] for event in told["events"]]
-    assert set(kinds) == {"prepared", "started", "stepped", "saved", "sampled", "finished"}
+    assert set(kinds) == {"told", "prepared", "started", "stepped", "saved", "sampled", "finished"}
+    assert [event["text"] for event in told["events"] if event["kind"] == "told"] == advice(small_run(tmp_path))
     assert (kinds[-1], told["state"]) == ("finished", "done")
     assert told["last"] == told["events"][-1]["n"]
     middle = told["events"][5]["n"]

@@ -223,6 +223,9 @@ def test_what_is_no_data_set_is_told(tmp_path, address):
     assert (reply.status, "has no images" in reply.body["faults"][0]) == (422, True)
     picture_folder(empty, [(32, 32)])
     assert browser.post(f"{browser.at}/refresh")["state"] == "ready", "once there are some"
+    empty.rename(tmp_path / "away")
+    form = browser.until(browser.id, lambda form: form["state"] == "failed", at="/datasets")
+    assert "does not exist" in form["message"]
     for body in ({}, {"folder": ""}, {"folder": 5}, {"folder": str(empty), "dir": 1}, {"folder": str(empty / "no")}):
         assert Client(address).ask("POST", "/datasets", body).status == 422, body
 

@@ -178,8 +178,8 @@ def test_nothing_else_is_needed_that_a1111_lacks() -> None:
     """Its requirements_versions.txt and launcher (v1.10.1) with what these bring; the rest is beside, or optional."""
     listed = {"PIL", "accelerate", "fastapi", "gradio", "numpy", "open_clip", "psutil", "safetensors", "torch",
               "torchvision", "transformers"}  # fmt: skip
-    brought = {"ftfy", "huggingface_hub", "starlette", "tokenizers", "tqdm", "uvicorn", "yaml"}
-    optional = {"onnxruntime"}  # whoever asks for a tagger is told what it wants
+    brought = {"ftfy", "huggingface_hub", "jinja2", "regex", "starlette", "tokenizers", "tqdm", "uvicorn", "yaml"}
+    optional = {"bitsandbytes", "gguf", "onnxruntime", "pyarrow", "smartcrop"}  # who asks for what needs it is told
     beside = {requirement.partition("==")[0] for requirement in WANTED}
     theirs = {"modules", "networks"}
     used = {

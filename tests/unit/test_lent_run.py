@@ -12,6 +12,7 @@ import torch
 
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Event, Finished, Saved, Stepped, Told
+from lora_trainer.jobs.method import advice
 from lora_trainer.jobs.run import Controls, run
 from lora_trainer.weights.read import open_checkpoint
 from tests.builders.lender import Lender
@@ -126,6 +127,7 @@ def test_a_run_waits_for_its_model_and_goes_on_as_if_nothing_had_been(
         events.append(event)
     told = [event.text for event in events if isinstance(event, Told)]
     assert told == [
+        *advice(config),
         "Waiting: another checkpoint is loaded; load this one again.", "The model is back; the training goes on.",
     ]  # fmt: skip
     assert looks == 3

@@ -15,8 +15,7 @@ import pytest
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.images import image_size
 from lora_trainer.data.scan import scan
-from lora_trainer.data.workshop import memory
-from lora_trainer.data.workshop import opened as opened_module
+from lora_trainer.data.workshop import memory, watched
 from lora_trainer.data.workshop.edits import Edit
 from lora_trainer.data.workshop.opened import Changed, NoSuchImage
 from lora_trainer.data.workshop.query import Filter
@@ -336,8 +335,8 @@ def test_looking_for_others_changes_takes_a_small_share_of_the_time(
 ) -> None:
     workshop = opened(folder)
     looks = list[float]()
-    real = opened_module.listing
-    monkeypatch.setattr(opened_module, "listing", lambda where: looks.append(0) or real(where))
+    real = watched.listing
+    monkeypatch.setattr(watched, "listing", lambda where: looks.append(0) or real(where))
     workshop.watch()
     assert looks == [], "two seconds have not gone by"
     workshop._looked -= 3

@@ -1,40 +1,26 @@
-"""A data set kept open: read once, watched for what others change, edited with nothing lost.
-
-Readers take a snapshot, which never changes, and wait for nobody; whoever changes something holds the lock.
-"""
+"""A data set kept open to be edited, with nothing lost: one caption, many at once, and all of it back again."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.buckets import Point
 from lora_trainer.data.caption_files import PREVIOUS
-from lora_trainer.data.caption_sources import SIDECARS, TABLES, absolute
+from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import one_line, read_text
 from lora_trainer.data.focus import FOCUS, FocusTable
-from lora_trainer.data.listing import Stamp, listing, stamp_of
-from lora_trainer.data.scan import Item, Scan, check_folder, scan
+from lora_trainer.data.listing import Stamp, stamp_of
+from lora_trainer.data.scan import Item
 from lora_trainer.data.workshop.edits import LONGEST, Edit, edited
 from lora_trainer.data.workshop.history import Change, History
-from lora_trainer.data.workshop.memory import Memory
-from lora_trainer.data.workshop.query import Facts, Filter, are_sentences
+from lora_trainer.data.workshop.query import Filter
 from lora_trainer.data.workshop.snapshot import Snapshot
-from lora_trainer.data.workshop.store import FORMATS, Store, reversed_changes, text_at
-
-State = Literal["scanning", "ready", "failed"]
-
-LOOK_AGAIN = 2.0  # seconds: so often at most is looked whether others changed something
-_SHARE = 20  # and at most this part of the time is spent on it, however large the folder
-_COUNTED = 1 << 17  # captions whose tokens are remembered
+from lora_trainer.data.workshop.store import Store, reversed_changes, text_at
+from lora_trainer.data.workshop.watched import Watched
 
 
 class Changed(PlainError):
@@ -71,159 +57,16 @@ class Example(NamedTuple):
     after: str
 
 
-class Workshop:
+class Workshop(Watched):
     """One folder of images and captions, open. Every method may be called from any thread."""
 
     def __init__(
         self, folder: Path, metadata: Path | None, *, cache: Path, tokens: Callable[[str], int], trigger: str = ""
     ) -> None:
-        """`cache` is the folder that remembers what was read and done. Raises PlainError where there is no such folder;
-        what is in it is read by `read`."""
-        self.folder = absolute(folder)
-        self.metadata = absolute(metadata) if metadata else None
-        check_folder(self.folder, self.metadata)
-        self.trigger = trigger
-        self.state: State = "scanning"
-        self.message = ""
-        self.seen = 0  # images whose size is known, while scanning
-        self.found: Mapping[str, Sequence[str]] = {}  # the doctor's findings, by image
-        self.tokens = lru_cache(_COUNTED)(tokens)
-        self._memory = Memory(self.folder, cache, self._count)
+        """`cache` is the folder that remembers what was read and done. Raises PlainError as `Watched` does."""
+        super().__init__(folder, metadata, cache=cache, tokens=tokens, trigger=trigger)
         self._history = History(cache)
         self._store = Store(self.folder, self.metadata)
-        self._snapshot: Snapshot | None = None
-        self._lock = threading.RLock()
-        self._looked = self._cost = 0.0  # when the folder was last listed, and seconds that took
-
-    # --- reading ---
-
-    def read(self) -> None:
-        """Read the folder for the first time; afterwards it is ready, or failed with a message."""
-        try:
-            with self._lock:
-                self._read()
-        except PlainError as error:
-            self.message = str(error)
-            self.state = "failed"
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The data set as it was read last. Raises PlainError before it was, and where it could not be."""
-        if self._snapshot is None:
-            raise PlainError(self.message or f"{self.folder} is still being read; ask again in a moment.")
-        return self._snapshot
-
-    def watch(self) -> Snapshot:
-        """The snapshot, after a look whether others changed something, if the last one was long enough ago."""
-        pause = max(LOOK_AGAIN, _SHARE * self._cost)
-        if self.state != "scanning" and time.monotonic() - self._looked > pause and self._lock.acquire(blocking=False):
-            try:
-                self.refresh()
-            finally:
-                self._lock.release()
-        return self.snapshot
-
-    def refresh(self) -> None:
-        """Look whether others changed something, and read it; a folder that is gone makes the data set fail."""
-        with self._lock:
-            try:
-                self._read()
-            except PlainError as error:
-                self.message, self.state = str(error), "failed"
-                raise
-
-    def _read(self) -> None:
-        """List the folder, and read what has another stamp than before."""
-        begun = time.monotonic()
-        check_folder(self.folder, self.metadata)
-        files, table = listing(self.folder), stamp_of(self.metadata) if self.metadata else None
-        before = self._snapshot
-        if before is None or self.state == "failed" or (files, table) != (before.files, before.table):
-            self._memory.begin(files)
-            found = scan(self.folder, self.metadata, self._memory.size_of, self._memory.text_of, files)
-            self._memory.save()
-            points = before is not None and before.files.get(FOCUS) != files.get(FOCUS)
-            revision = before.revision + (points or _told(before.scan) != _told(found)) if before else 1
-            self._snapshot = Snapshot(found, files, table, revision, before.edited if before else {})
-            self.state, self.message = "ready", ""
-        self._looked = time.monotonic()
-        self._cost = self._looked - begun
-
-    def _count(self) -> None:
-        self.seen += self._snapshot is None
-
-    def focus(self, name: str, point: Point | None) -> Snapshot:
-        """Set the point that a crop keeps in sight, or forget it. Raises NoSuchImage, and PlainError for a point that
-        is none and a table that is wrong or cannot be written."""
-        with self._lock:
-            self.refresh()
-            snapshot = self.snapshot
-            if name not in snapshot.items:
-                raise NoSuchImage(name)
-            table = FocusTable(self.folder, snapshot.items)
-            table.put(name, point)
-            files = dict(snapshot.files)
-            for path in (table.path, table.path.with_name(FOCUS + PREVIOUS)):
-                stamp = stamp_of(path)
-                if stamp:
-                    files[path.name] = stamp
-            self._snapshot = replace(snapshot, files=files, revision=snapshot.revision + 1)
-            return self._snapshot
-
-    def touch(self) -> None:
-        """Tell everybody who shows the data set that there is something new of it."""
-        with self._lock:
-            self._snapshot = replace(self.snapshot, revision=self.snapshot.revision + 1)
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Within it nobody else changes anything here; afterwards what was changed is read."""
-        with self._lock:
-            self.refresh()
-            yield
-            self.refresh()
-
-    # --- telling ---
-
-    @property
-    def revision(self) -> int:
-        """Grows with every change of a caption or a focal point, and when images or masks come or go; 0 before the
-        folder was read."""
-        return self._snapshot.revision if self._snapshot else 0
-
-    @property
-    def formats(self) -> list[str]:
-        """Where captions stand now."""
-        sources = self.snapshot.scan.sources
-        names = dict.fromkeys([*FORMATS, *sorted(sources)])
-        return [name for name in names if name in sources or self._has_table(name)]
-
-    @property
-    def format(self) -> str:
-        """Where captions of images that have none will go: where the others are, and into a table if there are none."""
-        if self.metadata or self._has_table(TABLES[0]):
-            return TABLES[0]
-        sources = self.snapshot.scan.sources
-        return (
-            max(SIDECARS, key=lambda ending: sources.get(ending, 0)) if any(map(sources.get, SIDECARS)) else TABLES[0]
-        )
-
-    def _has_table(self, name: str) -> bool:
-        return name == TABLES[0] and (self.metadata is not None or name in self.snapshot.files)
-
-    @property
-    def writable(self) -> bool:
-        """Whether captions can be saved."""
-        place = self.metadata.parent if self.metadata else self.folder
-        return os.access(place, os.W_OK | os.X_OK)
-
-    def facts(self, snapshot: Snapshot) -> Facts:
-        """What images can be asked about."""
-        captions = [item.caption for item in snapshot.scan.items if item.caption]
-        return Facts(
-            self.tokens, self.trigger, snapshot.changed, self.found,
-            are_sentences(captions[:: max(1, len(captions) // 500)]),
-        )  # fmt: skip
 
     @property
     def can_undo(self) -> bool:
@@ -234,8 +77,6 @@ class Workshop:
     def can_redo(self) -> bool:
         """Whether there is a step to do again."""
         return self._history.next is not None
-
-    # --- editing ---
 
     def save(self, name: str, caption: str, version: str) -> Snapshot:
         """Write one caption to every place where the image has one.
@@ -306,6 +147,24 @@ class Workshop:
             if changes:
                 self._do(what, changes, work)
             return [name for name in captions if name not in meant]
+
+    def focus(self, name: str, point: Point | None) -> Snapshot:
+        """Set the point that a crop keeps in sight, or forget it. Raises NoSuchImage, and PlainError for a point that
+        is none and a table that is wrong or cannot be written."""
+        with self._lock:
+            self.refresh()
+            snapshot = self.snapshot
+            if name not in snapshot.items:
+                raise NoSuchImage(name)
+            table = FocusTable(self.folder, snapshot.items)
+            table.put(name, point)
+            files = dict(snapshot.files)
+            for path in (table.path, table.path.with_name(FOCUS + PREVIOUS)):
+                stamp = stamp_of(path)
+                if stamp:
+                    files[path.name] = stamp
+            self._snapshot = replace(snapshot, files=files, revision=snapshot.revision + 1)
+            return self._snapshot
 
     def undo(self) -> Done:
         """Take the last step back. Raises PlainError where there is none, or others changed its captions since."""
@@ -382,10 +241,6 @@ class Workshop:
                 self._snapshot = replace(snapshot, files={})
                 return False
         return True
-
-
-def _told(scan: Scan) -> object:
-    return [(item.name, item.caption, item.mask) for item in scan.items], scan.places
 
 
 def _named(snapshot: Snapshot, names: Sequence[str]) -> list[Item]:

@@ -1,4 +1,4 @@
-"""The routes of captioning: who can describe images, and the order to do it."""
+"""The routes of work on images that takes its turn among the trainings: captioning, and drawing pictures of a class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def caption_routes(registry: Registry) -> dict[str, dict[str, Handler]]:
-    """Every route of captioning by its path and its verb."""
+    """Every such route by its path and its verb."""
 
     async def captioners(request: Request) -> Response:
         def forms() -> list[dict[str, Any]]:
@@ -29,4 +29,11 @@ def caption_routes(registry: Registry) -> dict[str, dict[str, Handler]]:
         job = await run_in_threadpool(registry.caption, raw)
         return answer({"id": job.id})
 
-    return {"/captioners": {"GET": captioners}, "/captions": {"POST": caption}}
+    async def class_images(request: Request) -> Response:
+        raw = await mapping_of(request)
+        job = await run_in_threadpool(registry.draw_class_images, raw)
+        return answer({"id": job.id})
+
+    return {
+        "/captioners": {"GET": captioners}, "/captions": {"POST": caption}, "/class_images": {"POST": class_images}
+    }  # fmt: skip

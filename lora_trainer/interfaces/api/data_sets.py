@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -11,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lora_trainer.contracts import PlainError
 from lora_trainer.interfaces.api.data_set_forms import data_set_form, image_form, open_check_form
 from lora_trainer.interfaces.api.fields import (
     chosen,
@@ -88,7 +90,7 @@ class _Desk:
 
     async def data_set(self, request: Request) -> Response:
         def form(opened: Opened) -> dict[str, Any]:
-            if opened.workshop.state == "ready":
+            with suppress(PlainError):  # a folder that is gone is told by the form
                 opened.workshop.watch()
             return data_set_form(opened)
 

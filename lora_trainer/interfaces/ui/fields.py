@@ -10,6 +10,7 @@ import gradio as gr
 
 from lora_trainer.config.leaves import Leaf, leaves
 from lora_trainer.config.options import RunConfig
+from lora_trainer.config.tasks import IMAGES, applies
 from lora_trainer.config.values import Unfit, value_of
 
 _LINES = 2  # of a text field that takes a list, one item a line
@@ -120,10 +121,10 @@ def value_at(config: RunConfig, path: str) -> Any:
 
 
 def sectioned(skip: Iterable[str] = ()) -> dict[str, tuple[Sequence[Leaf], Sequence[Leaf]]]:
-    """(plain, advanced) settings of each section, in the order of their definition, without those in `skip`."""
+    """(plain, advanced) settings of an image model by section, in the order of their definition, without `skip`."""
     left_out = set(skip)
     found: dict[str, tuple[list[Leaf], list[Leaf]]] = {}
     for leaf in leaves():
-        if leaf.path not in left_out:
+        if leaf.path not in left_out and applies(leaf, IMAGES):
             found.setdefault(leaf.section, ([], []))[leaf.option.advanced].append(leaf)
     return dict(found)

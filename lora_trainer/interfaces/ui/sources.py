@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lora_trainer.config.load import LARGEST_FILE, load, read_yaml
 from lora_trainer.config.options import RunConfig
 from lora_trainer.config.presets import STRENGTHS
+from lora_trainer.config.tasks import TEXT
 from lora_trainer.contracts import HostPaths, PlainError
 from lora_trainer.interfaces.ui.answers import continued
 from lora_trainer.interfaces.ui.fields import raw_of, shown_of
@@ -49,6 +50,8 @@ def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Regis
     if line.endswith(".safetensors") and "\n" not in line:
         return Brought(_from_recipe(_recipe_of(line, paths), values), "lora")
     config = load(read_yaml(text, name))
+    if config.task == TEXT:
+        raise PlainError(f"{name} trains a language model; bring it into the view 'Language model'.")
     if not config.model.base:  # as it is where a WebUI lends its model: the form's stays
         config = load(raw_of(shown_of(config) | {"model.base": values["model.base"]}))
     return Brought(config, "settings")

@@ -55,7 +55,7 @@ def opened(registry: Registry, order: Mapping[str, Any]) -> answers.Answer:
         str(order.get(name) or "") for name in ("folder", "metadata", "trigger", "resolution")
     )
     resolution = int(size) if size.isdecimal() else None  # what is no number is the form's own fault, and told there
-    crop = {str(mode): mode for mode in CROPS}.get(str(order.get("crop")))
+    crop = CROPS[CROPS.index(order["crop"])] if order.get("crop") in CROPS else None
     try:
         found = registry.data_sets.open(
             folder, metadata or None, trigger=trigger, resolution=resolution, crop=crop, by_page=True
