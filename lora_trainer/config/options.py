@@ -56,6 +56,12 @@ class ModelConfig:
     zero_terminal_snr: Literal["auto", "yes", "no"] = option(
         "auto", "Whether the noise schedule ends in pure noise; 'auto' reads it from the checkpoint.", advanced=True
     )
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "none",
+        "Hold the frozen UNet in 8 or 4 bits a weight: less memory, slower, and what is learned fits the full model a "
+        "little less well; only of a file, never of the checkpoint that a WebUI lends.",
+        advanced=True,
+    )
     clip_skip: int | None = option(
         None,
         "Take the text states this many layers from the end (1 = last), as 'Clip skip' in the WebUI does.",

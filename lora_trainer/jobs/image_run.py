@@ -118,7 +118,7 @@ class ImageRun:
         plan = self.plan
 
         def adopt() -> BaseModel:
-            base = plan.family.adopt(plan.lent, plan.device, plan.dtype, parts)
+            base = plan.family.adopt(plan.lent, plan.device, plan.dtype, parts, plan.bits)
             if self.host.contended():
                 base.let_go()
             return base

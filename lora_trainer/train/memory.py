@@ -56,6 +56,18 @@ def let_go(device: torch.device, error: BaseException | None = None) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif device.type == "cpu":
+        give_back_to_the_system()
+
+
+def give_back_to_the_system() -> None:
+    """What was freed in the CPU's memory; glibc keeps it else."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # no glibc: macOS, musl; Windows, where None names no library
+        return
 
 
 # --- how much there is -----------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_where_nothing_makes_it_fit_the_run_goes_on_with_a_warning(tmp_path: Pat
     said = verdict(run_all(options(tmp_path, "run", train__steps=1)))
     assert said.level == "warning"
     assert "it may be slow, or not go through later." in said.text
-    assert said.text.endswith("To be sure, set a resolution below 128.")
+    assert said.text.endswith("To be sure, set a resolution below 128, or model.quantize: 4bit.")
 
 
 def test_what_was_forbidden_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
