@@ -86,7 +86,8 @@ class DiffusionFamily(ABC):
     ) -> DiffusionBase:  # fmt: skip
         """Build modules on `meta` and assign the lent tensors; nothing is copied where device and dtype agree.
 
-        All parts by default; of an owned model the UNet with so few `bits` a weight as are asked for. Raises PlainError where the checkpoint is not whole, or its facts contradict each other.
+        All parts by default; of an owned model the UNet with so few `bits` a weight as are asked for. Raises
+        PlainError where the checkpoint is not whole, or its facts contradict each other.
         """
         if lent.facts.zero_terminal_snr and lent.facts.prediction == "epsilon":
             raise PlainError(

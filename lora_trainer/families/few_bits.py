@@ -1,8 +1,8 @@
 """Frozen layers held in 8 or 4 bits a weight, and unpacked for each use; no package is needed for it.
 
-Weights are cut into blocks of 64 with a scale each, so that an outlier spoils its neighbours only (Dettmers et al. 2021,
-"8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861). In 8 bits the steps are even; in 4 bits they are
-those of NormalFloat, of which normally distributed weights fill each alike (QLoRA, Dettmers et al. 2023, arXiv
+Weights are cut into blocks of 64 with a scale each, so that an outlier spoils its neighbours only (Dettmers et al.
+2021, "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861). In 8 bits the steps are even; in 4 bits they
+are those of NormalFloat, of which normally distributed weights fill each alike (QLoRA, Dettmers et al. 2023, arXiv
 2305.14314, section 3). For the backward pass a weight is unpacked anew, so that none is ever kept whole.
 """
 
@@ -52,7 +52,7 @@ def hold(module: nn.Module, weight: Tensor, bits: Bits, dtype: torch.dtype) -> N
     packed = pack(weight, bits, dtype)
     del module._parameters["weight"]
     # Another class for the same object: whatever its parents hold of it, and its other attributes, stay as they are.
-    module.__class__ = _PackedLinear if isinstance(module, nn.Linear) else _PackedConv2d
+    cast(Any, module).__class__ = _PackedLinear if isinstance(module, nn.Linear) else _PackedConv2d
     module.register_buffer("codes", packed.codes, persistent=False)
     module.register_buffer("scales", packed.scales, persistent=False)
     cast(Any, module).packed_as = packed.shape, packed.dtype

@@ -70,6 +70,14 @@ def give_back_to_the_system() -> None:
         return
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. To CUDA from pinned memory: from any other the process would wait for all that the
+    device still has to do."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 # --- how much there is -----------------------------------------------------------------------------------------------
 
 

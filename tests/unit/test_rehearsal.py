@@ -118,7 +118,7 @@ def test_a_step_that_goes_through_in_no_way_ends_the_run_before_it_writes(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(DiffusionLoss, "__call__", starved)
-    with pytest.raises(PlainError, match=r"the largest step \(128 x 128 px, batch of 2\) needs more .* resolution below"):
+    with pytest.raises(PlainError, match=r"step \(128 x 128 px, batch of 2\) needs more .* resolution below"):
         run_all(options(tmp_path, "run"))
 
 
