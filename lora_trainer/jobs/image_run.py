@@ -9,6 +9,7 @@ from itertools import chain
 
 from lora_trainer.contracts import BaseModel, Event, Host, Network, Told
 from lora_trainer.families.frozen_convolution import hasten
+from lora_trainer.families.unet import repeated_blocks
 from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
@@ -66,6 +67,7 @@ class ImageRun:
             output=ImageOutput(plan, base, self.host, exclusive), validation=_validation(plan, base, network),
             pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said),
             heaviest=plan.data.heaviest, heaviest_told=plan.heaviest_told,
+            blocks=repeated_blocks(base.parts["unet"]),
         )  # fmt: skip
 
     def _prepare(self) -> Generator[Event, None, BaseModel | None]:

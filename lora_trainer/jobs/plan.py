@@ -22,6 +22,7 @@ from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
+from lora_trainer.jobs.fits import check_fits
 from lora_trainer.jobs.planned import (
     Choice,
     RunPlan,
@@ -153,6 +154,11 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     )  # fmt: skip
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
+    clip_skip = config.model.clip_skip or family.defaults.clip_skip
+    word = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "no")
+    check_fits(
+        config, family, lent, {"model.clip_skip": family.defaults.clip_skip, "train.mixed_precision": word}
+    )
     rates, rate_choice = _rates(config, family)
     method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
@@ -185,7 +191,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     return Plan(
         config=config, family=family, lent=lent, scan=found, data=data, held_out=held_out, files=files,
         device=device, dtype=dtype, processes=processes, seed=seed, resolution=resolution,
-        clip_skip=config.model.clip_skip or family.defaults.clip_skip,
+        clip_skip=clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(

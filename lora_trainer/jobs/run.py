@@ -22,6 +22,7 @@ from lora_trainer.jobs.readied import Preparation, Readied
 from lora_trainer.jobs.recipe import resumable_facts, what_changed, write_recipe
 from lora_trainer.jobs.record import recorded
 from lora_trainer.jobs.writer import Writer
+from lora_trainer.train.compiling import try_compiled
 from lora_trainer.train.control import Controls
 from lora_trainer.train.ladder import Ladder
 from lora_trainer.train.loop import Outcome, Pace, StepBroken, Work, fit, sampled
@@ -143,6 +144,9 @@ class _Job:
             if not goes_on:
                 yield _NOTHING_DONE
                 return
+            if config.compile:
+                step, exclusive = rehearsal.measure, readied.exclusive
+                yield from try_compiled(readied.blocks, step, exclusive, self.control, plan.device)
         work = Work(
             batches=readied.batches, loss=readied.loss, network=network, updater=updater, control=self.control,
             processes=self.processes, exclusive=readied.exclusive,

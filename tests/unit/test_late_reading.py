@@ -28,7 +28,8 @@ def learnt(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def config(folder: Path, name: str, **more: Any) -> Any:
-    return small_run(folder, output__directory=str(folder / name), output__name="lora", output__precision="fp32", **more)
+    place = {"output__directory": str(folder / name), "output__name": "lora", "output__precision": "fp32"}
+    return small_run(folder, **place, **more)
 
 
 @pytest.fixture
