@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Numbers:
         """Wait for them; the step's seconds are those since it began or, if later, since `since`."""
         if self.there:
             self.there.synchronize()
-        loss, norm = self.values.tolist()
+        loss, norm = cast("list[float]", self.values.tolist())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return Skipped(self.step, self.steps, loss, in_a_row=0)
         seconds = time.perf_counter() - max(self.began, since)
