@@ -72,7 +72,7 @@ class ImageRun:
             sampler=SampleMaker(plan, base, network, self.host, idle),
             output=ImageOutput(plan, base, self.host, exclusive), validation=_validation(plan, base, network),
             pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said),
-            heaviest=plan.data.heaviest, heaviest_told=plan.heaviest_told,
+            heaviest=(plan.pairs or plan.data).heaviest, heaviest_told=plan.heaviest_told,
             blocks=repeated_blocks(base.parts["unet"]),
         )  # fmt: skip
 
