@@ -68,6 +68,7 @@ class ModelConfig:
         "Hold the frozen UNet in 8 or 4 bits a weight: less memory, slower, and what is learned fits the full model a "
         "little less well; only of a file, never of the checkpoint that a WebUI lends.",
         advanced=True,
+        own_base=True,
     )
     clip_skip: int | None = option(
         None,

@@ -247,11 +247,11 @@ def test_what_is_no_pair_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"slider__target": "a barn"}, "sliders of two prompts only"),
-     ({"slider__strength": 2.0}, "sliders of two prompts only"),
+    [({"slider__target": "a barn"}, "only where slider.positive or"),
+     ({"slider__strength": 2.0}, "only where slider.positive or"),
      ({"slider__positive": "a barn", "slider__negative": "a barn "}, "no difference"),
      ({**PROMPTS, "slider__opposite": "elsewhere"}, "learned from pictures"),
-     ({**PROMPTS, "slider__pictures": 5}, "leave one of them out"),
+     ({**PROMPTS, "slider__pictures": 5}, "only where data.folder is empty"),
      ({**PROMPTS, "data__trigger": "ohwx"}, "only its weight"),
      ({**PROMPTS, "validation__share": 0.2}, "none can be held out"),
      ({**PROMPTS, "objective__preserve": 1.0, "objective__preserve_class": "x"}, "preserve"),
