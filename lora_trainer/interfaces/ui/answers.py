@@ -97,7 +97,6 @@ def _of_images(plan: RunPlan) -> Plan:
 def told(registry: Registry, plan: Plan) -> Answer:
     """The plan in numbers; the page makes the sentence, in its language. "unoffered" are the fields it hides."""
     from lora_trainer.jobs.fits import unoffered
-
     from lora_trainer.jobs.sliding import draws_pictures, kind_of
 
     decided = {choice.name: choice.value for choice in plan.choices}
