@@ -233,7 +233,11 @@
             answer.seconds ? t("about {time}", { time: lt.duration(answer.seconds) })
                 : t("time not known before the first run"),
         ];
-        return parts.join(t(", "));
+        const told = parts.join(t(", "));
+        if (!(answer.runs > 1)) return told;
+        const runs = t("{n} runs, one after the other", { n: answer.runs });
+        const together = answer.together ? t("about {time} together", { time: lt.duration(answer.together) }) : "";
+        return [runs, together].filter(Boolean).join(t(", ")) + "; " + t("the first: {told}", { told });
     }
 
     // Which model is trained upon: the plan's, or, before there is one, what the host says it has loaded.

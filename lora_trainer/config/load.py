@@ -148,9 +148,16 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", raw)
 
 
-def dump_yaml(config: RunConfig) -> str:
-    """The configuration as YAML text; read again it gives an equal one."""
-    return yaml.dump(dump(config), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
+def dump_yaml(config: RunConfig, lists: Mapping[str, list[Any]] | None = None) -> str:
+    """The configuration as YAML text; read again it gives an equal one.
+
+    `lists` are those of a sweep, by path, which stand in the place of the configuration's values.
+    """
+    whole = dump(config)
+    for path, values in (lists or {}).items():
+        section, _, name = path.rpartition(".")
+        (whole[section] if section else whole)[name] = values
+    return yaml.dump(whole, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # --- mappings --------------------------------------------------------------------------------------------------------

@@ -263,3 +263,18 @@ def test_both_languages_translate_the_same() -> None:
 
 def test_the_first_configuration_is_sound() -> None:
     assert load(raw_of(shown_of(first_config()))) == first_config()
+
+
+def test_several_numbers_in_a_field_are_a_list_of_runs(form: Form):
+    values = shown_of(RunConfig()) | {"network.rank": "8,16", "train.learning_rate": "1e-4, 2e-4; 0.001"}
+    assert raw_of(values) == {"network.rank": [8, 16], "train.learning_rate": [1e-4, 2e-4, 1e-3]}
+    assert raw_of(values | {"train.learning_rate": "0,5"})["train.learning_rate"] == "0,5", "half, in many countries"
+    assert raw_of(values | {"data.resolution": "512,512"})["data.resolution"] == 512, "a square's two sides"
+    lists = {"network.rank": [8, 16]}
+    row = dict(zip(form.by_path, form.filled(load({"network.rank": 8}), lists=lists), strict=False))
+    assert row["network.rank"]["value"] == "8, 16"
+    found = brought(
+        {"from": "text", "text": "lora_rank: [4, 8]\ntrain_data_dir: theirs"}, shown_of(RunConfig()), cast(Any, None),
+        HostPaths(loras=None),
+    )  # fmt: skip
+    assert (found.config.network.rank, found.lists) == (4, {"network.rank": [4, 8]})

@@ -10,7 +10,7 @@ from lora_trainer.contracts import Finished, Stepped, Told
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.cli import main
 from lora_trainer.jobs.run import Controls
-from lora_trainer.jobs.sweep import settings_of, sweep
+from lora_trainer.jobs.sweep import sweep
 from tests.builders.runs import small_run
 
 BASE = {"train_data_dir": "pictures/cats", "output_dir": "out/cat"}
@@ -94,9 +94,9 @@ def test_every_run_is_trained_into_its_own_folder_and_the_table_tells_of_each(tm
 
 def test_runs_without_a_seed_share_one_and_a_seed_that_is_given_stays():
     without = variants(BASE | {"lora_rank": [2, 4]})
-    assert len({load(settings_of(variant)).train.seed for variant in without} - {None}) == 1
+    assert len({load(variant.raw).train.seed for variant in without} - {None}) == 1
     given = variants(BASE | {"lora_rank": [2, 4], "train.seed": 7})
-    assert {load(settings_of(variant)).train.seed for variant in given} == {7}
+    assert {load(variant.raw).train.seed for variant in given} == {7}
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.config.leaves import leaves
 from lora_trainer.config.load import ConfigError, load
 from lora_trainer.config.presets import steps_of
+from lora_trainer.config.sweep import variants
 from lora_trainer.contracts import PlainError
 from lora_trainer.interfaces.ui.fields import elem_id, label, raw_of, shown_of
 
@@ -44,10 +45,11 @@ def planned(registry: Registry, values: Mapping[str, Any]) -> Answer:
     if "data.folder" not in raw:
         return {"kind": "empty"} | form
     try:
-        plan, _ = with_strength(registry, raw, strength)
+        several = [variant.raw for variant in variants(raw)] or [raw]
+        plans = [with_strength(registry, one, strength)[0] for one in several]
     except PlainError as error:
         return faults(error) | form
-    return told(registry, plan) | form
+    return _together([told(registry, plan) for plan in plans]) | form
 
 
 def started(registry: Registry, values: Mapping[str, Any]) -> Answer:
@@ -56,11 +58,11 @@ def started(registry: Registry, values: Mapping[str, Any]) -> Answer:
     try:
         if "data.folder" not in raw:
             raise PlainError("No folder with images is named; name one, or drop images into the form.")
-        _, raw = with_strength(registry, raw, values.get("strength"))
-        job = registry.submit(raw, by_page=True)
+        strength = values.get("strength")
+        jobs = registry.sweep(raw, by_page=True, settled=lambda one: with_strength(registry, one, strength)[1])
     except PlainError as error:
         return faults(error)
-    return {"kind": "started", "id": job.id}
+    return {"kind": "started", "id": jobs[0].id}
 
 
 def with_strength(registry: Registry, raw: dict[str, Any], strength: str | None) -> tuple[Plan, dict[str, Any]]:
@@ -105,6 +107,12 @@ def told(registry: Registry, plan: Plan) -> Answer:
         "notes": list(plan.notes),
         "choices": [choice._asdict() for choice in plan.choices],
     }
+
+
+def _together(plans: list[Answer]) -> Answer:
+    """One answer for all runs of a sweep: what the first of them does, and how long they take together."""
+    seconds = [plan["seconds"] for plan in plans]
+    return plans[0] | {"runs": len(plans), "together": None if None in seconds else sum(seconds)}
 
 
 def faults(error: PlainError) -> Answer:

@@ -104,7 +104,25 @@ def _value(leaf: Leaf, found: Any) -> Any:
     try:
         return value_of(leaf, found)
     except Unfit:
+        return _several(leaf, found)
+
+
+def _several(leaf: Leaf, found: Any) -> Any:
+    """The numbers in "8, 16, 32", which ask for a run with each; anything else as it is.
+
+    Between numbers with a point a comma needs its blank: "0,5" is how half of the world writes one half.
+    """
+    between = r"\s*[,;]\s*" if leaf.type is int else r"\s*;\s*|,\s+"
+    parts = re.split(between, str(found).strip()) if leaf.type in (int, float) else []
+    try:
+        return [value_of(leaf, part) for part in parts] if len(parts) > 1 else found
+    except Unfit:
         return found
+
+
+def takes_several(path: str) -> bool:
+    """Whether the setting's field is one for numbers, in which several can be written."""
+    return any(leaf.path == path and leaf.type in (int, float) and not leaf.choices for leaf in leaves())
 
 
 def shown_of(config: RunConfig) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from lora_trainer.config.presets import FIRST_STRENGTH, FIRST_SUBJECT, STRENGTHS
 from lora_trainer.config.surfaces import TITLES
 from lora_trainer.contracts import Host
 from lora_trainer.hosts.standalone import Standalone
-from lora_trainer.interfaces.ui.fields import component, elem_id, sectioned, shown, shown_of, unsaved, value_at
+from lora_trainer.interfaces.ui.fields import (
+    component,
+    elem_id,
+    sectioned,
+    shown,
+    shown_of,
+    takes_several,
+    unsaved,
+    value_at,
+)
 from lora_trainer.interfaces.ui.versions import update
 
 _MODELS = (".safetensors", ".ckpt")  # what a checkpoint's name ends with
@@ -39,9 +48,15 @@ class Form(NamedTuple):
         """A row of values by path, with "subject" and "strength"."""
         return dict(zip([*self.by_path, "subject", "strength"], values, strict=True))
 
-    def filled(self, config: RunConfig, strength: str | None = None) -> list[Any]:
-        """A row of updates that shows a configuration, at normal strength unless one is given."""
+    def filled(
+        self, config: RunConfig, strength: str | None = None, lists: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Any]:
+        """A row of updates that shows a configuration, at normal strength unless one is given.
+
+        `lists` are values to be tried one after the other, by path; a field for numbers shows them all.
+        """
         values = shown_of(config)
+        values |= {path: ", ".join(map(str, several)) for path, several in (lists or {}).items() if takes_several(path)}
         return [
             *(update(value=values[path]) for path in self.by_path),
             update(value=subject_of(config)),

@@ -17,6 +17,7 @@ import gradio as gr
 
 from lora_trainer.config.leaves import leaves
 from lora_trainer.config.load import dump_yaml, load
+from lora_trainer.config.sweep import apart
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.api.forms import taken_form
 from lora_trainer.interfaces.ui import answers, workshop
@@ -116,7 +117,8 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
             found = brought(json.loads(order), form.named(row), registry, host.paths())
         except PlainError as error:
             return [answers.stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
-        return [answers.stamped({"kind": "brought", "what": found.note}), *form.filled(found.config, found.strength)]
+        filled = form.filled(found.config, found.strength, found.lists)
+        return [answers.stamped({"kind": "brought", "what": found.note}), *filled]
 
     def dropped(files: Sequence[Any] | None, folder: str) -> list[Any]:
         if not files:
@@ -139,10 +141,10 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
 
 def _as_yaml(registry: Registry, values: dict[str, Any]) -> str:
     """What Start would run, as YAML; with its steps where there is a folder to count them from."""
-    raw = answers.asked(values)
+    raw, lists = apart(answers.asked(values))
     if "data.folder" in raw:
         _, raw = answers.with_strength(registry, raw, values.get("strength"))
-    return dump_yaml(load(raw))
+    return dump_yaml(load(raw), lists)
 
 
 def _from_here(request: gr.Request) -> bool:
