@@ -145,6 +145,7 @@
         if (!text) return;
         const answer = JSON.parse(text);
         if (answer.kind === "dataset") return lt.data.answered(answer);
+        if (answer.view === "language") return lt.languageAnswered(answer);
         if (answer.form) remember(answer);
         if (waiting && (answer.kind === "started" || answer.kind === "faults")) {
             waiting = false;

@@ -483,6 +483,14 @@ class Host(Protocol):
         """
         ...
 
+    def held(self) -> int:
+        """Bytes of the device's memory that the host's own model takes, and that `aside` would free."""
+        ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within it the host's own model is in the CPU's memory, and whoever wants to use it waits until the end."""
+        ...
+
     def contended(self) -> bool:
         """Whether somebody else holds that right or waits for it just now."""
         ...

@@ -63,6 +63,14 @@ class Standalone:
         """Nothing is held but by the run itself."""
         return ""
 
+    def held(self) -> int:
+        """There is no such model."""
+        return 0
+
+    def aside(self) -> AbstractContextManager[None]:
+        """There is nothing to move."""
+        return nullcontext()
+
     def contended(self) -> bool:
         """Nobody waits."""
         return False

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from lora_trainer.config.asking import AskConfig
-from lora_trainer.contracts import Finished, PlainError, Sampled
+from lora_trainer.contracts import Finished, PlainError, Sampled, Stepped
 from lora_trainer.families.language.load import load
 from lora_trainer.families.language.recognise import recognise
 from lora_trainer.hosts.standalone import Standalone
+from lora_trainer.interfaces.api.forms import event_form
 from lora_trainer.interfaces.cli import main
-from lora_trainer.jobs.asking import Controls, ask, plan_asking
+from lora_trainer.jobs.asking import Controls, answers_chore, ask, plan_asking
 from lora_trainer.jobs.merge import merge
+from lora_trainer.jobs.plan import plan_run
+from lora_trainer.jobs.registry import Registry
+from lora_trainer.jobs.run import run
 from lora_trainer.networks.peft_folder import worn
 from tests.builders.language import CHAT, text_run, write_model
 from tests.builders.runs import run_all
@@ -147,3 +154,64 @@ def test_orders_that_make_no_sense_are_refused_in_words(tmp_path, capsys, given,
     places = {"ADAPTER": str(tmp_path / "adapter"), "MODEL": str(tmp_path / "llama")}
     assert main([places.get(word, word) for word in given]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_questions_are_a_job_of_the_queue_whose_answers_are_among_its_events(tmp_path):
+    folder = adapter(tmp_path)
+    registry = Registry(Standalone(runs=tmp_path / "runs"))
+    job = registry.answers({"base": str(tmp_path / "llama"), "adapter": str(folder), "prompt": ["Who?"], "tokens": 4})
+    for _ in range(300):
+        if job.ended:
+            break
+        time.sleep(0.1)
+    said = [item for item in job.events(0, 100) if isinstance(item.event, Sampled)]
+    registry.close(5)
+    assert (job.task.kind, job.state, job.step) == ("answers", "done", 2)
+    forms = [event_form(item, "images/") for item in said]
+    assert [(form["step"], form["images"], form["prompts"]) for form in forms] == [(0, [], ["Who?"]), (1, [], ["Who?"])]
+    again = Registry(Standalone(runs=tmp_path / "runs")).job(job.id)
+    assert (again.task.kind, again.state) == ("answers", "done")
+
+
+def test_folders_that_a_server_does_not_allow_are_not_asked_from_afar(tmp_path):
+    write_model(tmp_path / "llama")
+    host = Standalone(allowed=[tmp_path / "elsewhere"])
+    for given in ({"base": str(tmp_path / "llama")}, {"base": "somebody/model", "adapter": str(tmp_path)}):
+        with pytest.raises(PlainError, match="outside of the folders that this server allows"):
+            answers_chore({**given, "prompt": ["Who?"]}, host)
+
+
+class Lending(Standalone):
+    """A host that holds a model of its own, and notes when it is moved aside."""
+
+    name = "a WebUI"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.course: list[str] = []
+
+    def held(self) -> int:
+        return 3 * 2**30
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.course.append("aside")
+        try:
+            yield
+        finally:
+            self.course.append("back")
+
+
+@pytest.mark.parametrize(("asked", "course"), [(False, []), (True, ["aside", "back"])])
+def test_the_hosts_model_is_moved_aside_only_where_that_is_asked_and_comes_back(tmp_path, asked, course):
+    host = Lending()
+    plan = plan_run(text_run(tmp_path, model__aside=asked), host)
+    assert "a WebUI holds 3.00 GiB of it" in plan.text()
+    assert plan.summary()["held"] == 3 * 2**30
+    events = run(text_run(tmp_path, model__aside=asked), host=host, control=Controls())
+    for event in events:
+        if isinstance(event, Stepped):
+            assert host.course == course[:1]
+            break
+    events.close()  # as when a run breaks off
+    assert host.course == course

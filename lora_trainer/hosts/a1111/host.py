@@ -109,6 +109,24 @@ class A1111:
         with self._turn:
             return memory.spare(models.loaded())
 
+    def held(self) -> int:
+        """What the loaded checkpoint takes; nothing on a CPU, or where --medvram keeps it off the device."""
+        return memory.held(models.loaded())
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The queue lock for as long as it takes, and the checkpoint off the device by the WebUI's own function."""
+        with self._turn:
+            model = models.loaded()
+            moved = memory.held(model) > 0
+            if moved:
+                memory.set_aside(model)
+            try:
+                yield
+            finally:
+                if moved:
+                    memory.bring_back(model)
+
     def contended(self) -> bool:
         """Whether a generation, a change of checkpoint or the like runs or waits."""
         return self._turn.contended()
