@@ -13,6 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 VERSION = 1  # of the configuration; a change of names or meaning raises it and adds a migration in load.py
 
+# In `Option.applies`: several paths with OR between them want one of these settings to have such a value.
+OR = " or "
+GIVEN: tuple[Any, ...] = ()  # in the place of values: any but none, zero, off and empty
+
 
 class Option(NamedTuple):
     """What a reader, a slider and a checker need to know of one setting besides its type and default."""
@@ -26,6 +30,9 @@ class Option(NamedTuple):
     elsewhere: tuple[str, ...] = ()  # names in other trainers' files; refused, with this option as the way out
     synonyms: Mapping[str, str] | None = None  # other words for a choice, as found in published files
     applies: Mapping[str, tuple[Any, ...]] | None = None  # path of another setting: values with which this one counts
+    unless: Mapping[str, tuple[Any, ...]] | None = None  # path of another setting: values with which it does not
+    families: tuple[str, ...] = ()  # of base models with which it counts; all, where none is named
+    own_base: bool = False  # counts only where the run reads the base, and not with one that a WebUI lends
     pairs: bool = False  # of a list of text: a mapping is read too, each entry as "name = value"
 
 
@@ -62,6 +69,12 @@ class ModelConfig:
     zero_terminal_snr: Literal["auto", "yes", "no"] = option(
         "auto", "Whether the noise schedule ends in pure noise; 'auto' reads it from the checkpoint.", advanced=True
     )
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "none",
+        "Hold the frozen UNet in 8 or 4 bits a weight: less memory, slower, and what is learned fits the full model a "
+        "little less well; only of a file, never of the checkpoint that a WebUI lends.",
+        advanced=True,
+    )
     clip_skip: int | None = option(
         None,
         "Take the text states this many layers from the end (1 = last), as 'Clip skip' in the WebUI does.",
@@ -69,7 +82,13 @@ class ModelConfig:
         low=1,
         high=12,
         advanced=True,
+        families=("sd1",),
     )
+
+
+_MASKED = {"data.masked_loss": (True,)}
+_OF_CLASS = {"data.regularization": GIVEN}
+_SHUFFLED = {"data.shuffle_captions": (True,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +148,7 @@ class DataConfig:
         high=1.0,
         advanced=True,
         elsewhere=("unmasked_weight",),
+        applies=_MASKED,
     )
     regularization: str | None = option(
         None,
@@ -143,6 +163,7 @@ class DataConfig:
         "Caption of those of these pictures that have none of their own, such as 'a photo of a cat'.",
         advanced=True,
         alias="class_prompt",
+        applies=_OF_CLASS,
     )
     prior_weight: float = option(
         1.0,
@@ -151,11 +172,13 @@ class DataConfig:
         high=100.0,
         advanced=True,
         alias="prior_loss_weight",
+        applies=_OF_CLASS,
     )
     trigger: str = option("", "Word put in front of every caption, to call the LoRA by.")
     shuffle_captions: bool = option(False, "Shuffle the comma-separated tags of a caption each time.", advanced=True)
     keep_tokens: int = option(
-        0, "This many tags at the start stay in place when shuffling.", unit="tags", low=0, high=100, advanced=True
+        0, "This many tags at the start stay in place when shuffling.", unit="tags", low=0, high=100, advanced=True,
+        applies=_SHUFFLED,
     )
     caption_dropout: float = option(
         0.05,
@@ -176,6 +199,7 @@ class DataConfig:
 _SCALED = {"network.kind": ("lora", "locon", "dora", "loha", "lokr")}
 _LOW_RANK = {"network.kind": ("lora", "locon", "dora")}
 _PLAIN = {"network.kind": ("lora", "locon")}
+_BY_NAME = {"network.layers": ((),)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +231,7 @@ class NetworkConfig:
         "attention",
         "Layers to adapt: attention only, every linear layer, or convolutions too; locon adds the convolutions to any.",
         alias="lora_target",
+        applies=_BY_NAME,
     )
     layers: tuple[str, ...] = option(
         (),
@@ -243,6 +268,7 @@ class NetworkConfig:
         high=256,
         advanced=True,
         applies=_LOW_RANK,
+        unless={"optimizer.kind": ("prodigy",)},
         elsewhere=("loraplus_lr_ratio",),
     )
     factor: int | None = option(
@@ -289,6 +315,7 @@ class NetworkConfig:
 # Values of another setting with which a finer one counts.
 _RESTARTS = {"train.schedule": ("cosine_with_restarts",)}
 _POLYNOMIAL = {"train.schedule": ("polynomial",)}
+_AVERAGING = {"optimizer.kind": ("schedule_free",)}
 _PRODIGY = {"optimizer.kind": ("prodigy",)}
 _MIN_SNR = {"objective.weighting": ("min_snr",)}
 _BENT = {"objective.loss": ("huber", "smooth_l1")}
@@ -329,6 +356,7 @@ class TrainConfig:
         "Course of the learning rate after warm-up.",
         alias="lr_scheduler",
         synonyms={"constant_with_warmup": "constant"},
+        unless=_AVERAGING,
     )
     schedule_cycles: int = option(
         3,
@@ -387,11 +415,13 @@ class TrainConfig:
         high=0.99999,
         advanced=True,
         elsewhere=("ema_decay", "use_ema"),
+        unless=_AVERAGING,
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
         "auto",
         "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
         alias="mixed_precision",
+        own_base=True,
     )
     gradient_checkpointing: Literal["auto", "yes", "no"] = option(
         "auto",
@@ -405,6 +435,13 @@ class TrainConfig:
         "Compute the attention in slices, for devices whose attention keeps all its scores; 'auto' does so where the "
         "memory asks for it and it helps.",
         advanced=True,
+    )
+    compile: bool = option(
+        False,
+        "Try torch.compile on the model's blocks, and keep it where the steps are faster with it; compiling takes a "
+        "minute or more, and a run that is resumed may decide otherwise.",
+        advanced=True,
+        elsewhere=("torch_compile",),
     )
     seed: int | None = option(
         None, "Seed of noise, order and dropout; empty draws one and records it.", low=0, high=2**31 - 1, alias="seed"
@@ -526,6 +563,7 @@ class ObjectiveConfig:
         high=1.0,
         advanced=True,
         elsewhere=("multires_noise_discount",),
+        applies={"objective.pyramid_noise": GIVEN},
     )
     input_perturbation: float = option(
         0.0,
@@ -548,6 +586,59 @@ class ObjectiveConfig:
         "What the trigger word is a kind of, 'cat' or 'woman'; stands in its place where the base is kept.",
         advanced=True,
         elsewhere=("diff_output_preservation_class",),
+        applies={"objective.preserve": GIVEN},
+    )
+
+
+_HELD_OUT = {"validation.share or validation.folder": GIVEN}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliderConfig:
+    """A LoRA whose weight is a slider: +1 shows more of something, -1 less. docs/sliders.md has examples."""
+
+    positive: str = option(
+        "",
+        "What the slider shows more of, such as 'old person': with slider.negative a run learns the difference of two "
+        "prompts, from pictures that the base model draws by itself, or from those of data.folder.",
+        elsewhere=("positive_prompt",),
+    )
+    negative: str = option(
+        "",
+        "What it shows more of at a negative weight, such as 'young person'.",
+    )
+    target: str = option(
+        "",
+        "What the slider is to change, such as 'person'; empty changes everything.",
+        elsewhere=("target_class",),
+    )
+    strength: float = option(
+        3.0,
+        "How far weight 1 goes: this many times the difference of the prompts.",
+        low=0.1,
+        high=20.0,
+        advanced=True,
+        elsewhere=("guidance_strength",),
+    )
+    keep: tuple[str, ...] = option(
+        (),
+        "Words that are put in front of the prompts in turn, such as 'male' and 'female', so that the slider does not "
+        "go from one to the other.",
+        advanced=True,
+        elsewhere=("attributes",),
+    )
+    pictures: int = option(
+        12,
+        "How many pictures the base model draws to learn on, where data.folder is empty.",
+        unit="pictures",
+        low=1,
+        high=1000,
+        advanced=True,
+    )
+    opposite: str | None = option(
+        None,
+        "Folder with the pictures of data.folder before the change, under the same file names: weight 1 then shows "
+        "what data.folder shows, weight -1 what this one does; in place of the prompts.",
     )
 
 
@@ -575,6 +666,7 @@ class ValidationConfig:
         high=10_000_000,
         advanced=True,
         elsewhere=("validate_every_n_steps",),
+        applies=_HELD_OUT,
     )
     timesteps: int = option(
         4,
@@ -583,6 +675,7 @@ class ValidationConfig:
         low=1,
         high=32,
         advanced=True,
+        applies=_HELD_OUT,
     )
     patience: int = option(
         0,
@@ -590,6 +683,7 @@ class ValidationConfig:
         unit="measurements",
         low=0,
         high=1000,
+        applies=_HELD_OUT,
     )
 
 
@@ -620,28 +714,46 @@ class OutputConfig:
         low=0,
         high=10000,
         advanced=True,
+        unless={"output.save_steps": (0,)},
     )
     precision: Literal["fp16", "bf16", "fp32"] = option("fp16", "Number format of the LoRA file.", advanced=True)
     tensorboard: bool = option(True, "Write scalars and samples for TensorBoard into the folder 'logs'.")
 
 
+_DRAWN = {"samples.prompts": GIVEN}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     prompts: tuple[str, ...] = option((), "Prompts drawn at step 0 and as the training goes on; none draws nothing.")
-    negative: str = option("", "Negative prompt of the samples.", advanced=True)
+    negative: str = option(
+        "", "Negative prompt of the samples.", advanced=True,
+        applies=_DRAWN,
+    )
     every: int = option(
         0,
         "Draw samples every so many steps; 0 draws at the start, at each checkpoint and at the end.",
         unit="steps",
         low=0,
         high=10_000_000,
+        applies=_DRAWN,
     )
     size: int | None = option(
-        None, "Side of the samples; empty takes the training resolution.", unit="px", low=64, high=4096, advanced=True
+        None, "Side of the samples; empty takes the training resolution.", unit="px", low=64, high=4096, advanced=True,
+        applies=_DRAWN,
     )
-    sampling_steps: int = option(20, "Denoising steps of a sample.", unit="steps", low=1, high=200, advanced=True)
-    guidance: float = option(7.0, "Classifier-free guidance of a sample.", low=0.0, high=50.0, advanced=True)
-    seed: int = option(42, "Seed of the first sample; each next prompt adds one.", low=0, high=2**31 - 1, advanced=True)
+    sampling_steps: int = option(
+        20, "Denoising steps of a sample.", unit="steps", low=1, high=200, advanced=True,
+        applies=_DRAWN,
+    )
+    guidance: float = option(
+        7.0, "Classifier-free guidance of a sample.", low=0.0, high=50.0, advanced=True,
+        applies=_DRAWN,
+    )
+    seed: int = option(
+        42, "Seed of the first sample; each next prompt adds one.", low=0, high=2**31 - 1, advanced=True,
+        applies=_DRAWN,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -675,7 +787,8 @@ class TextConfig:
         elsewhere=("load_in_4bit", "load_in_8bit"),
     )
     answer_tokens: int = option(
-        128, "Longest answer of a sample while training.", unit="tokens", low=1, high=8192, advanced=True
+        128, "Longest answer of a sample while training.", unit="tokens", low=1, high=8192, advanced=True,
+        applies=_DRAWN,
     )
     temperature: float = option(
         0.0,
@@ -683,6 +796,7 @@ class TextConfig:
         low=0.0,
         high=5.0,
         advanced=True,
+        applies=_DRAWN,
     )
 
 
@@ -702,6 +816,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    slider: SliderConfig = field(default_factory=SliderConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)

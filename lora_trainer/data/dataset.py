@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import torch
 from lora_trainer.config.options import DataConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import Batch, Event, PlainError, Told
-from lora_trainer.data.buckets import Buckets
+from lora_trainer.data.buckets import Buckets, Crop
 from lora_trainer.data.captions import shape_caption, with_trigger
 from lora_trainer.data.framing import Framing
 from lora_trainer.data.hashes import CACHE_FOLDER
@@ -113,6 +113,13 @@ class DataSet:
         framings = {id(member.framing): member.framing for member in self._members}.values()
         return (*self._warnings(), *chain.from_iterable(framing.warnings() for framing in framings))
 
+    @property
+    def crops(self) -> dict[str, Crop]:
+        """How each image is scaled and cut as far as it is known by now, by its name."""
+        return {
+            member.item.name: picture.crop for member, picture in zip(self._members, self._pictures, strict=True)
+        }
+
     def focal_points_known(self) -> int:
         """How many images have a focal point before `prepare` looks for the others."""
         return sum(member.framing.focus_of(member.item) is not None for member in self._members)
@@ -165,7 +172,7 @@ class DataSet:
         )  # fmt: skip
         yield from cache.fill(self._pictures)
         if cache.damaged:
-            yield from self._leave_out(cache.damaged, "damaged")
+            yield from self.leave_out(cache.damaged, "damaged")
         yield from self._read_masks()
         texts = TextCache(encode_text) if encode_text else None
         if texts:
@@ -191,19 +198,33 @@ class DataSet:
         for text in (*masks.warnings, *(f"Left out: {fault}" for fault in masks.unusable.values())):
             yield Told(text, "warning")
         if masks.unusable:
-            yield from self._leave_out(masks.unusable, "without anything to learn")
+            yield from self.leave_out(masks.unusable, "without anything to learn")
         self._masks = masks
 
     def __call__(self, index: int) -> Batch:
         """Micro-batch `index`, from 0; all tensors on the CPU."""
+        samples = self._order.micro_batch(index)
+        batch = self._batch(samples, tuple(self._caption(sample) for sample in samples))
+        self._read_ahead(index)
+        return batch
+
+    def heaviest(self) -> Batch:
+        """What takes most memory: pictures of the largest bucket with the longest captions. The stream goes on as if
+        nobody had asked."""
+        areas = [picture.crop.width * picture.crop.height for picture in self._pictures]
+        chosen = [number for number, area in enumerate(areas) if area == max(areas)]
+        chosen.sort(key=lambda number: len(self._whole_caption(self._members[number])), reverse=True)
+        samples = [
+            Sample(position, chosen[position % len(chosen)], 0) for position in range(self._config.batch_size)
+        ]
+        return self._batch(samples, tuple(self._whole_caption(self._members[sample.item]) for sample in samples))
+
+    def _batch(self, samples: Sequence[Sample], captions: tuple[str, ...]) -> Batch:
         if self._latents is None:
             raise RuntimeError("DataSet.prepare has to run to its end before the first batch")
-        samples = self._order.micro_batch(index)
         mirrored = [self._mirrored(sample) for sample in samples]
-        captions = tuple(self._caption(sample) for sample in samples)
         pictures = self._pictures_of(samples)
         latents = self._latents.batch(pictures, mirrored)
-        self._read_ahead(index)
         members = [self._members[sample.item] for sample in samples]
         sizes = [
             picture.crop.sizes(*member.item.size, mirrored=mirror)
@@ -270,7 +291,8 @@ class DataSet:
             rng=random.Random(sample_seed(self._seed, sample.position, "caption")),
         )
 
-    def _leave_out(self, unusable: dict[Path, str], what: str) -> Iterator[Event]:
+    def leave_out(self, unusable: Mapping[Path, str], what: str) -> Iterator[Event]:
+        """Go on without these images, each with its reason as a sentence; raises PlainError if none is left."""
         left = [member for member in self._members if member.item.path not in unusable]
         if {member.of_class for member in self._members} != {member.of_class for member in left}:
             first = next(iter(unusable.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from dataclasses import dataclass, replace
@@ -14,13 +15,17 @@ from lora_trainer.config.options import ModelConfig, RunConfig
 from lora_trainer.config.tasks import TEXT, check_task
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
+from lora_trainer.data.drawn import DrawnSet, drawn_scan
+from lora_trainer.data.pairs import Pairs
 from lora_trainer.data.scan import Scan, scan
 from lora_trainer.demo.show import ASSETS
+from lora_trainer.families.few_bits import BYTES_A_WEIGHT, Bits
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
-from lora_trainer.jobs import method
+from lora_trainer.jobs import method, sliding
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
+from lora_trainer.jobs.fits import check_fits
 from lora_trainer.jobs.planned import (
     Choice,
     RunPlan,
@@ -32,7 +37,10 @@ from lora_trainer.jobs.planned import (
 )
 from lora_trainer.jobs.readers import unread_note
 from lora_trainer.jobs.validating import hold_out, look_interval, measured_on, validation_choice
+from lora_trainer.train.memory import in_gigabytes
 from lora_trainer.train.optimizer_kinds import KINDS
+
+_BITS: dict[str, Bits | None] = {"none": None, "8bit": 8, "4bit": 4}
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
 
@@ -45,6 +53,7 @@ class Plan(RunPlan):
     lent: LentModel
     scan: Scan
     data: DataSet
+    pairs: Pairs | None  # the same with the pictures opposite, for a slider of pictures
     held_out: DataSet | None  # what is measured on and not trained on
     resolution: int  # pixels
     clip_skip: int
@@ -63,19 +72,28 @@ class Plan(RunPlan):
 
     @property
     def data_digest(self) -> str:
-        return self.data.digest()
+        own = self.data.digest()
+        return hashlib.sha256(f"{own} {self.pairs.digest}".encode()).hexdigest() if self.pairs else own
+
+    @property
+    def bits(self) -> Bits | None:
+        """Bits of a frozen weight of the UNet; None: as the precision has them."""
+        return _BITS[self.config.model.quantize]
 
     @property
     def smaller(self) -> str:
-        return f"a resolution below {self.resolution}"
+        less = f"a resolution below {self.resolution}"
+        return f"{less}, or model.quantize: 4bit" if self.lent.owned and self.bits != 4 else less
 
     @property
     def pace_key(self) -> str:
-        return f"{self.family.name} {self.resolution}px {self.config.data.cache}"
+        return f"{self.family.name} {self.resolution}px {self.config.data.cache} {self.config.model.quantize}"
 
     @property
     def data_told(self) -> str:
         images = len(self.scan.items)
+        if isinstance(self.data, DrawnSet):
+            return f"{images} {'picture' if images == 1 else 'pictures'} that the base model draws"
         captioned = images - len(self.scan.missing_captions)
         share = "all" if captioned == images else captioned or "none"
         of_class = len(self.data.class_items)
@@ -85,6 +103,12 @@ class Plan(RunPlan):
     @property
     def size_told(self) -> str:
         return f"at {self.resolution} px"
+
+    @property
+    def heaviest_told(self) -> str:
+        """ "512 x 768 px, batch of 2": the largest bucket."""
+        width, height = max(self.data.bucket_counts(), key=lambda size: size[0] * size[1])
+        return f"{width} x {height} px, batch of {self.config.data.batch_size}"
 
     @property
     def text_rate(self) -> float:
@@ -124,19 +148,28 @@ def plan_run(
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
     """The plan of a run that trains an image model."""
     method.check(config)
+    sliding.check(config)
     lent = base_of(config.model, host)
     family = family_named(lent.facts.family)
-    found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
+    draws = sliding.draws_pictures(config)
+    found = drawn_scan(config.slider.pictures, resolution) if draws else _images(config)
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
     of_class = class_scan(config.data, found)
     trained, kept_back = hold_out(config, found)
-    data = DataSet(
+    data = DrawnSet(trained, config.data, resolution=resolution, seed=seed) if draws else DataSet(
         trained, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config),
         class_scan=of_class,
     )  # fmt: skip
+    others = sliding.opposite_of(config, trained)
+    pairs = Pairs(data, others, config.data, resolution=resolution, seed=seed) if others else None
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
+    clip_skip = config.model.clip_skip or family.defaults.clip_skip
+    word = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "no")
+    check_fits(
+        config, family, lent, {"model.clip_skip": family.defaults.clip_skip, "train.mixed_precision": word}
+    )
     rates, rate_choice = _rates(config, family)
     method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
@@ -147,8 +180,8 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     choices = (
         Choice("base model", f"{lent.name} ({family.title})", ""),
         Choice("prediction", _prediction(lent), lent.facts.reason),
-        Choice("images", _images_found(found), ""),
-        Choice("captions", _captions_found(found), ""),
+        *([] if draws else _found(found)),
+        *sliding.choice(config),
         Choice("resolution", f"{resolution} px", "" if config.data.resolution else f"what {family.title} was made for"),
         Choice("buckets", data.bucket_table(), ""),
         *data_choices(config.data, data),
@@ -159,6 +192,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("optimizer", *method.optimizer(config)),
         Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
+        *_few_bits(config, lent),
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
         save_choice,
@@ -166,14 +200,15 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         file_choice,
     )
     return Plan(
-        config=config, family=family, lent=lent, scan=found, data=data, held_out=held_out, files=files,
+        config=config, family=family, lent=lent, scan=found, data=data, pairs=pairs, held_out=held_out, files=files,
         device=device, dtype=dtype, processes=processes, seed=seed, resolution=resolution,
-        clip_skip=config.model.clip_skip or family.defaults.clip_skip,
+        clip_skip=clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(
-            *found.warnings, *class_warnings(of_class), *data.warnings, *unused_masks(config.data, data),
-            *_unwell(found, data, config.data.trigger), *unread_note(config.network.kind, host.name),
+            *sliding.heard(config, found.warnings), *class_warnings(of_class), *data.warnings,
+            *unused_masks(config.data, data),
+            *([] if draws else _unwell(found, data, config.data.trigger)), *unread_note(config.network.kind, host.name),
             *taken(file_choice), *method.advice(config),
         ),
     )  # fmt: skip
@@ -217,7 +252,10 @@ def _prediction(lent: LentModel) -> str:
 
 def _images(config: RunConfig) -> Scan:
     if not config.data.folder:
-        raise PlainError("No folder of images is named; give train_data_dir the folder with your pictures.")
+        raise PlainError(
+            "No folder of images is named; give train_data_dir the folder with your pictures, or slider.positive and "
+            "slider.negative two prompts."
+        )
     metadata = Path(config.data.metadata).expanduser() if config.data.metadata else None
     return scan(Path(config.data.folder).expanduser(), metadata)
 
@@ -227,15 +265,26 @@ def _unwell(found: Scan, data: DataSet, trigger: str) -> list[str]:
     return [told] if told else []
 
 
-def _images_found(found: Scan) -> str:
+def _found(found: Scan) -> list[Choice]:
     unreadable = f", {len(found.unreadable)} unreadable and left out" if found.unreadable else ""
-    return f"{len(found.items)}{unreadable}"
-
-
-def _captions_found(found: Scan) -> str:
     missing = len(found.missing_captions)
     sources = ", ".join(f"{count} from {source}" for source, count in found.sources.items())
-    return f"{len(found.items) - missing} found ({sources or 'none'}), {missing} missing"
+    told = f"{len(found.items) - missing} found ({sources or 'none'}), {missing} missing"
+    return [Choice("images", f"{len(found.items)}{unreadable}", ""), Choice("captions", told, "")]
+
+
+def _few_bits(config: RunConfig, lent: LentModel) -> list[Choice]:
+    bits = _BITS[config.model.quantize]
+    if bits is None:
+        return []
+    if not lent.owned:
+        raise PlainError(
+            f"model.quantize: {config.model.quantize} was asked, but {lent.name} is the WebUI's own, which is never "
+            "changed; name the checkpoint's file in base_model, or set model.quantize: none."
+        )
+    names = [info for key, info in lent.header.items() if key.startswith(UNET_PREFIX)]
+    size = sum(math.prod(info.shape) for info in names) * BYTES_A_WEIGHT[bits]
+    return [Choice("UNet in memory", f"{bits} bits a weight, about {in_gigabytes(size)}", "asked for")]
 
 
 def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
@@ -248,8 +297,10 @@ def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
 
 def _rates(config: RunConfig, family: Family) -> tuple[dict[str, float], Choice]:
     asked = config.train.text_encoder_learning_rate
-    text = family.defaults.text_encoder_learning_rate if asked is None else asked
     rates, reason = {"unet": config.train.learning_rate}, ""
+    if sliding.kind_of(config):
+        asked, reason = 0.0, "a slider is learned by the UNet alone"
+    text = family.defaults.text_encoder_learning_rate if asked is None else asked
     if KINDS[config.optimizer.kind].one_rate and asked is None and text > 0:
         text, reason = config.train.learning_rate, "the optimizer finds one rate for all"
     if text > 0:

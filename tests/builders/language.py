@@ -111,7 +111,6 @@ def text_run(folder: Path, kind: str = "llama", *, prompts: Sequence[str] = (), 
         "output.save_steps": 2,
         "output.precision": "fp32",
         "output.tensorboard": False,
-        "samples.prompts": list(prompts),
-        "text.answer_tokens": 8,
+        **({"samples.prompts": list(prompts), "text.answer_tokens": 8} if prompts else {}),
     }
     return load(values | {name.replace("__", "."): value for name, value in options.items()})

@@ -13,6 +13,7 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the page needs gradio, which this environment lacks")
 
+from lora_trainer.config.applies import letting  # noqa: E402
 from lora_trainer.config.leaves import Leaf, leaves  # noqa: E402
 from lora_trainer.config.load import load  # noqa: E402
 from lora_trainer.config.options import RunConfig  # noqa: E402
@@ -89,8 +90,7 @@ def every_setting() -> Iterator[Any]:
 @pytest.mark.parametrize("leaf", every_setting())
 def test_each_setting_comes_back_from_the_form(leaf: Leaf) -> None:
     value = other_value(leaf)
-    letting = {path: fitting[0] for path, fitting in (leaf.option.applies or {}).items()}
-    config = load({**letting, leaf.path: list(value) if isinstance(value, tuple) else value})
+    config = load({**letting(leaf), leaf.path: list(value) if isinstance(value, tuple) else value})
     again = load(raw_of(shown_of(config)))
     assert again == config
     assert value_at(again, leaf.path) == value

@@ -17,7 +17,7 @@ from lora_trainer.config.load import ConfigError, load
 from lora_trainer.config.presets import steps_of
 from lora_trainer.config.sweep import variants
 from lora_trainer.contracts import PlainError
-from lora_trainer.interfaces.ui.fields import elem_id, label, raw_of, shown_of
+from lora_trainer.interfaces.ui.fields import elem_id, label, lends, raw_of, shown_of
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.plan import Plan
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 
 
-def asked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the form asks for, without what its strength will add."""
-    raw = raw_of(values)
+def asked(values: Mapping[str, Any], *, lent: bool = False) -> dict[str, Any]:
+    """The settings that the form asks for, without what its strength will add; `lent` as in `applies.counts`."""
+    raw = raw_of(values, lent=lent)
     if "data.folder" in raw:  # as file managers copy it: blanks and quotes around
         raw["data.folder"] = raw["data.folder"].strip().strip('"').strip()
     return {path: value for path, value in raw.items() if path != "data.folder" or value}
@@ -40,7 +40,7 @@ def planned(registry: Registry, values: Mapping[str, Any]) -> Answer:
 
     "form" and "strength" go along for the browser to remember.
     """
-    raw, strength = asked(values), values.get("strength")
+    raw, strength = asked(values, lent=lends(registry.host)), values.get("strength")
     form = {"form": raw, "strength": strength}
     if "data.folder" not in raw:
         return {"kind": "empty"} | form
@@ -54,7 +54,7 @@ def planned(registry: Registry, values: Mapping[str, Any]) -> Answer:
 
 def started(registry: Registry, values: Mapping[str, Any]) -> Answer:
     """The id of the job that was begun or queued, or the faults that kept it from it."""
-    raw = asked(values)
+    raw = asked(values, lent=lends(registry.host))
     try:
         if "data.folder" not in raw:
             raise PlainError("No folder with images is named; name one, or drop images into the form.")
@@ -90,7 +90,9 @@ def _of_images(plan: RunPlan) -> Plan:
 
 
 def told(registry: Registry, plan: Plan) -> Answer:
-    """The plan in numbers; the page makes the sentence, in its language."""
+    """The plan in numbers; the page makes the sentence, in its language. "unoffered" are the fields it hides."""
+    from lora_trainer.jobs.fits import unoffered
+
     decided = {choice.name: choice.value for choice in plan.choices}
     found = plan.scan
     return {
@@ -106,6 +108,7 @@ def told(registry: Registry, plan: Plan) -> Answer:
         "prediction": decided.get("prediction", plan.lent.facts.prediction),
         "notes": list(plan.notes),
         "choices": [choice._asdict() for choice in plan.choices],
+        "unoffered": [elem_id(path) for path in unoffered(plan.family, plan.lent)],
     }
 
 
