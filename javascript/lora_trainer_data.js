@@ -119,6 +119,10 @@
         const same = Boolean(set && data.set && set.asked === data.set.asked);
         if (data.set && !same) data.flush();
         data.set = set;
+        if (set) {
+            set.seen = set.revision;
+            set.had = set.images + set.state;
+        }
         if (!same) data.lens = data.freshLens();
         data.tell("set", same);
         data.tell("news");
@@ -177,9 +181,7 @@
     function news(now) {
         const was = data.set;
         Object.assign(data.set, now);
-        if (was.seen !== undefined && (was.seen !== now.revision || was.had !== now.images + now.state)) {
-            data.tell("changed");
-        }
+        if (was.seen !== now.revision || was.had !== now.images + now.state) data.tell("changed");
         was.seen = now.revision;
         was.had = now.images + now.state;
         data.tell("news");
