@@ -139,7 +139,7 @@
     data.written = function (revision) {
         if (!data.set || revision <= data.set.revision) return;
         const foreign = revision > data.set.revision + 1;
-        data.set.revision = revision;
+        Object.assign(data.set, { revision, can_undo: true, can_redo: false });
         data.tell("written");
         if (foreign) data.tell("changed");
         data.soon();
