@@ -108,7 +108,38 @@
     lt.changed = function () {
         clearTimeout(timer);
         timer = setTimeout(() => press("plan"), QUIET);
+        setTimeout(lt.offerFields, 30); // gradio writes the new value into the page after this
     };
+
+    // --- which fields are offered ------------------------------------------------------------------------------------
+
+    let unoffered = []; // ids of fields that mean nothing on the base of the last plan
+
+    function held(id) {
+        const field = lt.find(id)?.querySelector("input, textarea, select");
+        if (!field) return "";
+        return field.type === "checkbox" ? String(field.checked) : field.value.trim();
+    }
+
+    const given = (value) => value !== "" && value !== "false" && Number(value) !== 0;
+    const met = (rule) => rule.of.some((id) => {
+        const value = held(id);
+        return rule.values ? rule.values.includes(value) !== rule.but : given(value);
+    });
+
+    // Hides the fields that would change nothing, and folds that hold no others; what is faulty stays in sight.
+    lt.offerFields = function () {
+        const { rules, folds } = JSON.parse(lt.find("lt_plan")?.dataset.rules || '{"rules": {}, "folds": {}}');
+        const off = (id) => unoffered.includes(id) || !(rules[id] || []).every(met);
+        const hide = (id, hidden) => {
+            const place = lt.find(id);
+            place?.classList.toggle("lt-unoffered", hidden && !place.classList.contains("lt-faulty"));
+        };
+        for (const id of new Set([...Object.keys(rules), ...hideable, ...unoffered])) hide(id, off(id));
+        for (const [id, fields] of Object.entries(folds)) hide(id, fields.every(off));
+        unoffered.forEach((id) => hideable.add(id));
+    };
+    const hideable = new Set(); // ids that were unoffered at some time
 
     // The order that a hidden button carries to the server.
     lt.order = () => JSON.stringify(order);
@@ -176,7 +207,9 @@
             opened: () => lt.notice(t("Opened: {folder}", { folder: answer.folder })),
         }[answer.kind];
         if (act) act();
+        if (answer.kind === "plan") unoffered = answer.unoffered;
         mark(answer.kind === "faults" ? answer.faults : []);
+        lt.offerFields();
     };
 
     function brought(what) {
@@ -247,7 +280,11 @@
             answer.seconds ? t("about {time}", { time: lt.duration(answer.seconds) })
                 : t("time not known before the first run"),
         ];
-        return parts.join(t(", "));
+        const told = parts.join(t(", "));
+        if (!(answer.runs > 1)) return told;
+        const runs = t("{n} runs, one after the other", { n: answer.runs });
+        const together = answer.together ? t("about {time} together", { time: lt.duration(answer.together) }) : "";
+        return [runs, together].filter(Boolean).join(t(", ")) + "; " + t("the first: {told}", { told });
     }
 
     // Which model is trained upon: the plan's, or, before there is one, what the host says it has loaded.
@@ -373,6 +410,7 @@
         if (!lt.find("lt_plan").childElementCount) drawPlan(nothingYet());
         lt.startRun();
         lt.startViews();
+        lt.offerFields();
         if (begun) return;
         begun = true;
         setTimeout(restore, 300);

@@ -197,6 +197,7 @@
         parts.job.replaceChildren(
             el("header", null, made.name, made.state), made.bar, factsOf(made), made.message, buttonsOf(made),
             made.result,
+            made.sweep = el("section", { class: "lt-part lt-sweep", hidden: true }),
             el("section", { class: "lt-part" }, el("h4", null, t("Loss"), legend(made.held)), figure),
             samples,
             el("section", { class: "lt-part" }, el("h4", null, t("Log")), made.lines));
@@ -261,6 +262,7 @@
         if (made.was && made.was !== job.state && !ACTIVE.includes(job.state)) lt.changed(); // its pace is known now
         made.was = job.state;
         drawResult(made, job);
+        lt.drawSweep(made.sweep, job, jobs, stateWord);
         if (!made.seen && root.offsetParent) { // what was drawn in a tab that is not shown could not scroll
             made.seen = true;
             for (const one of [made.lines, ...made.samplesPlace.querySelectorAll(".lt-strip")]) {

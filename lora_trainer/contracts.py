@@ -186,6 +186,18 @@ class Batch:
     mask: Tensor | None = None  # (B, 1, h, w) float32: how much each latent cell counts, 0 to 1; None: all alike
 
 
+@dataclass(frozen=True)
+class TextBatch:
+    """One micro-batch of texts; T tokens in a row, which may hold several samples."""
+
+    positions: tuple[int, ...]  # place of each row in the endless stream of rows; keys its randomness
+    ids: Tensor  # (B, T) int64
+    blocks: Tensor  # (B, T) int64: which sample of its row a token belongs to, from 1; 0 is padding
+    places: Tensor  # (B, T) int64: place of a token within its sample
+    learnt: Tensor  # (B, T) bool: the model is to tell this token from those before it; never the first of a sample
+    divisor: float  # the sum of the tokens' losses is divided by it: the mean over all that the step learns
+
+
 Batch_co = TypeVar("Batch_co", covariant=True)  # Batch or TextBatch
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
 
@@ -397,6 +409,7 @@ class Sampled:
     step: int
     paths: tuple[Path, ...]
     prompts: tuple[str, ...]
+    texts: tuple[str, ...] = ()  # what a language model answered; of an image model the paths are pictures
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,15 @@ TABLE = {
     f"{PACKAGE}/weights": May(set(), {"torch", "safetensors", "numpy"}),
     f"{PACKAGE}/families": May(
         {"config", "weights"},
-        {"torch", "diffusers", "transformers", "tokenizers", "open_clip", "ftfy", "safetensors", "yaml", "PIL"},
+        # gguf, bitsandbytes: other forms of a language model's weights; huggingface_hub: one that is to be fetched
+        {"torch", "diffusers", "transformers", "tokenizers", "open_clip", "ftfy", "safetensors", "yaml", "PIL",
+         "gguf", "bitsandbytes", "huggingface_hub"},
     ),
     f"{PACKAGE}/networks": May({"config", "weights"}, {"torch", "peft", "safetensors"}),  # weights: to write its files
-    # regex: expressions of users, which re could not stop
-    f"{PACKAGE}/data": May({"config"}, {"PIL", "numpy", "torch", "safetensors", "regex", "smartcrop"}),
+    # pyarrow: Parquet files; jinja2: chat templates; regex: expressions of users, which re could not stop
+    f"{PACKAGE}/data": May(
+        {"config"}, {"PIL", "numpy", "torch", "safetensors", "pyarrow", "jinja2", "regex", "smartcrop"}
+    ),
     f"{PACKAGE}/captioners": May(  # weights: to read the files of its models without running what is in them
         {"config", "weights"},
         {"torch", "transformers", "PIL", "numpy", "open_clip", "torchvision", "onnxruntime", "huggingface_hub"},
@@ -57,7 +61,8 @@ TABLE = {
          "came_pytorch", "psutil"},
     ),
     f"{PACKAGE}/jobs": May(
-        EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate"}
+        EVERY_ROOM_BUT_DOORS, {"torch", "diffusers", "safetensors", "tensorboard", "PIL", "numpy", "accelerate",
+                              "transformers"}  # transformers: its release, in messages
     ),
     # starlette: who may use our routes; PIL: two of the host's pictures compared; huggingface_hub: what its cache holds
     f"{PACKAGE}/hosts": May(

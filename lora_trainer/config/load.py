@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
 
 import yaml
 
+from lora_trainer.config.applies import refusals
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.class_images import ClassImagesConfig
 from lora_trainer.config.leaves import Leaf, leaves, sections
-from lora_trainer.config.options import VERSION, RunConfig
+from lora_trainer.config.options import GIVEN, VERSION, RunConfig
 from lora_trainer.config.ranks import NoRule, pattern_of, rule_of
 from lora_trainer.config.values import Unfit, shown, value_of
 from lora_trainer.contracts import PlainError
@@ -148,9 +149,16 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", raw)
 
 
-def dump_yaml(config: RunConfig) -> str:
-    """The configuration as YAML text; read again it gives an equal one."""
-    return yaml.dump(dump(config), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
+def dump_yaml(config: RunConfig, lists: Mapping[str, list[Any]] | None = None) -> str:
+    """The configuration as YAML text; read again it gives an equal one.
+
+    `lists` are those of a sweep, by path, which stand in the place of the configuration's values.
+    """
+    whole = dump(config)
+    for path, values in (lists or {}).items():
+        section, _, name = path.rpartition(".")
+        (whole[section] if section else whole)[name] = values
+    return yaml.dump(whole, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # --- mappings --------------------------------------------------------------------------------------------------------
@@ -221,13 +229,10 @@ def _told_as(name: str, leaf: Leaf) -> str:
 def _idle(cls: type, values: Mapping[str, Any]) -> Iterator[Fault]:
     """Settings that would change nothing, because another one has a value that they do not go with."""
     known = {leaf.path: leaf for leaf in leaves(cls)}
-    for path, value in values.items():
-        for other, fitting in (known[path].option.applies or {}).items():
-            found = values.get(other, known[other].default)
-            if value != known[path].default and found not in fitting:
-                words = " or ".join(str(each) for each in fitting)
-                text = f"is {shown(value)}, but counts only where {other} is {words}, and that is {found}; leave it out"
-                yield Fault(path, f"{text}, or set {other} to {fitting[0]}")
+    for path, other, need in refusals(values, known):
+        found = "it is not" if need.values == GIVEN else f"that is {shown(values.get(other, known[other].default))}"
+        text = f"is {shown(values[path])}, but counts only where {need.words}, and {found}"
+        yield Fault(path, f"{text}; leave it out, or {need.remedy}")
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Fault]:

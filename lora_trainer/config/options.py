@@ -13,6 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 VERSION = 1  # of the configuration; a change of names or meaning raises it and adds a migration in load.py
 
+# In `Option.applies`: several paths with OR between them want one of these settings to have such a value.
+OR = " or "
+GIVEN: tuple[Any, ...] = ()  # in the place of values: any but none, zero, off and empty
+
 
 class Option(NamedTuple):
     """What a reader, a slider and a checker need to know of one setting besides its type and default."""
@@ -26,6 +30,9 @@ class Option(NamedTuple):
     elsewhere: tuple[str, ...] = ()  # names in other trainers' files; refused, with this option as the way out
     synonyms: Mapping[str, str] | None = None  # other words for a choice, as found in published files
     applies: Mapping[str, tuple[Any, ...]] | None = None  # path of another setting: values with which this one counts
+    unless: Mapping[str, tuple[Any, ...]] | None = None  # path of another setting: values with which it does not
+    families: tuple[str, ...] = ()  # of base models with which it counts; all, where none is named
+    own_base: bool = False  # counts only where the run reads the base, and not with one that a WebUI lends
     pairs: bool = False  # of a list of text: a mapping is read too, each entry as "name = value"
 
 
@@ -43,6 +50,11 @@ class ModelConfig:
         alias="base_model",
         elsewhere=("pretrained_model_name_or_path",),
     )
+    download: bool = option(
+        False,
+        "Fetch a language model that base_model names as on the Hugging Face hub (owner/name), where it is not here.",
+        advanced=True,
+    )
     prediction: Literal["auto", "epsilon", "v_prediction"] = option(
         "auto",
         "What the UNet predicts; leave it to 'auto' unless the file cannot tell and you know better.",
@@ -58,7 +70,13 @@ class ModelConfig:
         low=1,
         high=12,
         advanced=True,
+        families=("sd1",),
     )
+
+
+_MASKED = {"data.masked_loss": (True,)}
+_OF_CLASS = {"data.regularization": GIVEN}
+_SHUFFLED = {"data.shuffle_captions": (True,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +136,7 @@ class DataConfig:
         high=1.0,
         advanced=True,
         elsewhere=("unmasked_weight",),
+        applies=_MASKED,
     )
     regularization: str | None = option(
         None,
@@ -132,6 +151,7 @@ class DataConfig:
         "Caption of those of these pictures that have none of their own, such as 'a photo of a cat'.",
         advanced=True,
         alias="class_prompt",
+        applies=_OF_CLASS,
     )
     prior_weight: float = option(
         1.0,
@@ -140,11 +160,13 @@ class DataConfig:
         high=100.0,
         advanced=True,
         alias="prior_loss_weight",
+        applies=_OF_CLASS,
     )
     trigger: str = option("", "Word put in front of every caption, to call the LoRA by.")
     shuffle_captions: bool = option(False, "Shuffle the comma-separated tags of a caption each time.", advanced=True)
     keep_tokens: int = option(
-        0, "This many tags at the start stay in place when shuffling.", unit="tags", low=0, high=100, advanced=True
+        0, "This many tags at the start stay in place when shuffling.", unit="tags", low=0, high=100, advanced=True,
+        applies=_SHUFFLED,
     )
     caption_dropout: float = option(
         0.05,
@@ -165,6 +187,7 @@ class DataConfig:
 _SCALED = {"network.kind": ("lora", "locon", "dora", "loha", "lokr")}
 _LOW_RANK = {"network.kind": ("lora", "locon", "dora")}
 _PLAIN = {"network.kind": ("lora", "locon")}
+_BY_NAME = {"network.layers": ((),)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +219,7 @@ class NetworkConfig:
         "attention",
         "Layers to adapt: attention only, every linear layer, or convolutions too; locon adds the convolutions to any.",
         alias="lora_target",
+        applies=_BY_NAME,
     )
     layers: tuple[str, ...] = option(
         (),
@@ -232,6 +256,7 @@ class NetworkConfig:
         high=256,
         advanced=True,
         applies=_LOW_RANK,
+        unless={"optimizer.kind": ("prodigy",)},
         elsewhere=("loraplus_lr_ratio",),
     )
     factor: int | None = option(
@@ -278,6 +303,7 @@ class NetworkConfig:
 # Values of another setting with which a finer one counts.
 _RESTARTS = {"train.schedule": ("cosine_with_restarts",)}
 _POLYNOMIAL = {"train.schedule": ("polynomial",)}
+_AVERAGING = {"optimizer.kind": ("schedule_free",)}
 _PRODIGY = {"optimizer.kind": ("prodigy",)}
 _MIN_SNR = {"objective.weighting": ("min_snr",)}
 _BENT = {"objective.loss": ("huber", "smooth_l1")}
@@ -318,6 +344,7 @@ class TrainConfig:
         "Course of the learning rate after warm-up.",
         alias="lr_scheduler",
         synonyms={"constant_with_warmup": "constant"},
+        unless=_AVERAGING,
     )
     schedule_cycles: int = option(
         3,
@@ -376,11 +403,13 @@ class TrainConfig:
         high=0.99999,
         advanced=True,
         elsewhere=("ema_decay", "use_ema"),
+        unless=_AVERAGING,
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
         "auto",
         "Arithmetic of the frozen base; LoRA weights are always float32. 'auto' asks the device.",
         alias="mixed_precision",
+        own_base=True,
     )
     gradient_checkpointing: Literal["auto", "yes", "no"] = option(
         "auto",
@@ -515,6 +544,7 @@ class ObjectiveConfig:
         high=1.0,
         advanced=True,
         elsewhere=("multires_noise_discount",),
+        applies={"objective.pyramid_noise": GIVEN},
     )
     input_perturbation: float = option(
         0.0,
@@ -537,7 +567,11 @@ class ObjectiveConfig:
         "What the trigger word is a kind of, 'cat' or 'woman'; stands in its place where the base is kept.",
         advanced=True,
         elsewhere=("diff_output_preservation_class",),
+        applies={"objective.preserve": GIVEN},
     )
+
+
+_HELD_OUT = {"validation.share or validation.folder": GIVEN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -546,10 +580,10 @@ class ValidationConfig:
 
     share: float = option(
         0.0,
-        "Share of the images that is held out of the training and measured on instead; 0.1 with 30 images or more.",
+        "Share of the images or texts that is held out of the training and measured on instead; 0.1 with 30 or more.",
         low=0.0,
         high=0.5,
-        elsewhere=("validation_split", "validation_split_ratio"),
+        elsewhere=("validation_split", "validation_split_ratio", "val_set_size"),
     )
     folder: str | None = option(
         None,
@@ -564,6 +598,7 @@ class ValidationConfig:
         high=10_000_000,
         advanced=True,
         elsewhere=("validate_every_n_steps",),
+        applies=_HELD_OUT,
     )
     timesteps: int = option(
         4,
@@ -572,6 +607,7 @@ class ValidationConfig:
         low=1,
         high=32,
         advanced=True,
+        applies=_HELD_OUT,
     )
     patience: int = option(
         0,
@@ -579,6 +615,7 @@ class ValidationConfig:
         unit="measurements",
         low=0,
         high=1000,
+        applies=_HELD_OUT,
     )
 
 
@@ -609,28 +646,90 @@ class OutputConfig:
         low=0,
         high=10000,
         advanced=True,
+        unless={"output.save_steps": (0,)},
     )
     precision: Literal["fp16", "bf16", "fp32"] = option("fp16", "Number format of the LoRA file.", advanced=True)
     tensorboard: bool = option(True, "Write scalars and samples for TensorBoard into the folder 'logs'.")
 
 
+_DRAWN = {"samples.prompts": GIVEN}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     prompts: tuple[str, ...] = option((), "Prompts drawn at step 0 and as the training goes on; none draws nothing.")
-    negative: str = option("", "Negative prompt of the samples.", advanced=True)
+    negative: str = option(
+        "", "Negative prompt of the samples.", advanced=True,
+        applies=_DRAWN,
+    )
     every: int = option(
         0,
         "Draw samples every so many steps; 0 draws at the start, at each checkpoint and at the end.",
         unit="steps",
         low=0,
         high=10_000_000,
+        applies=_DRAWN,
     )
     size: int | None = option(
-        None, "Side of the samples; empty takes the training resolution.", unit="px", low=64, high=4096, advanced=True
+        None, "Side of the samples; empty takes the training resolution.", unit="px", low=64, high=4096, advanced=True,
+        applies=_DRAWN,
     )
-    sampling_steps: int = option(20, "Denoising steps of a sample.", unit="steps", low=1, high=200, advanced=True)
-    guidance: float = option(7.0, "Classifier-free guidance of a sample.", low=0.0, high=50.0, advanced=True)
-    seed: int = option(42, "Seed of the first sample; each next prompt adds one.", low=0, high=2**31 - 1, advanced=True)
+    sampling_steps: int = option(
+        20, "Denoising steps of a sample.", unit="steps", low=1, high=200, advanced=True,
+        applies=_DRAWN,
+    )
+    guidance: float = option(
+        7.0, "Classifier-free guidance of a sample.", low=0.0, high=50.0, advanced=True,
+        applies=_DRAWN,
+    )
+    seed: int = option(
+        42, "Seed of the first sample; each next prompt adds one.", low=0, high=2**31 - 1, advanced=True,
+        applies=_DRAWN,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    max_length: int | None = option(
+        None,
+        "Longest sample; a longer one loses its end. Empty takes the longest of the data, up to 2048 or what the model "
+        "was made for.",
+        unit="tokens",
+        low=8,
+        high=1_000_000,
+        elsewhere=("max_seq_length", "model_max_length", "cutoff_len"),
+    )
+    train_on: Literal["response", "all"] = option(
+        "response", "Learn the answers only, or the questions too."
+    )
+    template: Literal["auto", "chat", "instruction", "plain"] = option(
+        "auto",
+        "How questions and answers are put into words: the tokenizer's chat template, '### Instruction' headings, or "
+        "one after the other; 'auto' takes the chat template where there is one.",
+        elsewhere=("chat_template",),
+    )
+    prompt_column: str = option("", "Column that holds the questions; empty finds it by its name.", advanced=True)
+    response_column: str = option("", "Column that holds the answers; empty finds it by its name.", advanced=True)
+    packing: bool = option(
+        False, "Put several short samples into one row, without letting them see each other: faster for short texts."
+    )
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "none",
+        "Hold the frozen base in 8 or 4 bits a weight (QLoRA): less memory, a little slower; needs bitsandbytes.",
+        elsewhere=("load_in_4bit", "load_in_8bit"),
+    )
+    answer_tokens: int = option(
+        128, "Longest answer of a sample while training.", unit="tokens", low=1, high=8192, advanced=True,
+        applies=_DRAWN,
+    )
+    temperature: float = option(
+        0.0,
+        "How freely sample answers are drawn; 0 always takes the likeliest token.",
+        low=0.0,
+        high=5.0,
+        advanced=True,
+        applies=_DRAWN,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -652,3 +751,4 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
+    text: TextConfig = field(default_factory=TextConfig)

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.config.applies import told
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.leaves import Leaf, leaves
 from lora_trainer.config.options import VERSION, RunConfig
+from lora_trainer.config.tasks import IMAGES, TEXT, applies
 from lora_trainer.config.values import bounds
 
 __all__ = ["add_flags", "captions_table", "flags_of", "json_schema", "leaves", "options_page", "options_table"]
@@ -28,6 +30,7 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
     "validation": "held-out images",
     "output": "output",
     "samples": "samples while training",
+    "text": "language models only",
 }
 
 
@@ -70,7 +73,15 @@ def _help(leaf: Leaf) -> str:
     unit = f" [{leaf.option.unit}]" if leaf.option.unit else ""
     default = "" if leaf.default is None or leaf.default in ("", ()) else f" (default: {_word(leaf.default)})"
     choices = f" One of: {', '.join(leaf.choices)}." if leaf.choices else ""
-    return f"{leaf.option.help}{choices}{unit}{default}"
+    when = _when(leaf)
+    return f"{leaf.option.help}{choices}{when}{unit}{default}"
+
+
+def _when(leaf: Leaf) -> str:
+    """With what it counts, after a space; empty where it always does."""
+    here = [task for task in (TEXT, IMAGES) if applies(leaf, task)] if leaf.section else []  # of a run, that is
+    alone = {TEXT: "Language models only.", IMAGES: "Image models only."}[here[0]] if len(here) == 1 else ""
+    return "".join(f" {sentence}" for sentence in (told(leaf), alone) if sentence)
 
 
 def _word(value: Any) -> str:
@@ -108,7 +119,7 @@ def _entry(leaf: Leaf) -> dict[str, Any]:
     limits: Mapping[str, Any] = {"minimum": leaf.option.low, "maximum": leaf.option.high}
     rules |= {name: limit for name, limit in limits.items() if limit is not None}
     default = list(leaf.default) if leaf.many else leaf.default
-    return rules | {"default": default, "description": leaf.option.help}
+    return rules | {"default": default, "description": f"{leaf.option.help}{_when(leaf)}"}
 
 
 def options_table() -> str:
@@ -146,7 +157,8 @@ def _cells(leaf: Leaf) -> list[str]:
     span = bounds(leaf)
     default = "" if leaf.default is None or leaf.default in ("", ()) else f"`{_word(leaf.default)}`"
     mark = " *(advanced)*" if leaf.option.advanced else ""
-    return [f"{values}, {span}" if span else values, default, leaf.option.help + mark]
+    when = _when(leaf)
+    return [f"{values}, {span}" if span else values, default, leaf.option.help + when + mark]
 
 
 def options_page() -> str:
@@ -159,6 +171,9 @@ A setting can be written in the YAML file under its section (`network:` and belo
 (`network.rank: 8`) or by the flat name in the second column (`lora_rank: 8`); on the command line as
 `--network.rank 8` or `--lora_rank 8`, which wins over the file. Where no default stands, an empty value is allowed
 or the setting is chosen from the base model and the images; `train --dry-run` shows what was chosen and why.
+
+A setting that *counts only where* something is so is not offered by the page elsewhere, and a file, a flag or a request
+that changes it is refused with a sentence that says what to do.
 
 {options_table()}"""
 

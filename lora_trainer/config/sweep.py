@@ -17,6 +17,7 @@ from lora_trainer.config.load import ConfigError, Fault, flat_settings, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.config.values import Unfit, value_of
 
+SEED = 42  # of every run where none is given: runs of one sweep should differ in nothing but what varies
 MOST_RUNS = 100  # of one sweep: beyond it a list was meant otherwise, or nobody waits for its end
 _NO_LETTER = re.compile(r"[^\w.+-]+")
 _LONGEST = 24  # letters of one value in a label, so that the label stays a file's name
@@ -30,13 +31,25 @@ class Variant(NamedTuple):
     raw: dict[str, Any]  # the settings of the run, for `load`, under its own name and folder
 
 
+def apart(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The settings with the first of each list in its place, and the lists by path; for a form that shows both.
+
+    Raises ConfigError where one name has two values.
+    """
+    settings = flat_settings(raw)
+    by_name = _leaves_by_name()
+    lists = {name: value for name, value in settings.items() if value and _varies(by_name.get(name), value)}
+    first = {name: values[0] for name, values in lists.items()}
+    return settings | first, {by_name[name].path: values for name, values in lists.items()}
+
+
 def variants(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> tuple[Variant, ...]:
     """Every run that the settings ask for, in the order of their lists; none where no setting has a list of values.
 
     `over` as in `load`. Raises ConfigError with the faults of every run, each told once.
     """
     settings = flat_settings(raw, over)
-    by_name = {name: leaf for leaf in leaves() for name in (leaf.path, leaf.option.alias) if name}
+    by_name = _leaves_by_name()
     varying = {name: value for name, value in settings.items() if _varies(by_name.get(name), value)}
     if not varying:
         return ()
@@ -58,6 +71,10 @@ def variants(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> t
     if doubles:
         raise ConfigError([Fault(next(iter(varying)), f"gives two runs the same name, {doubles[0]}; list it once")])
     return tuple(found)
+
+
+def _leaves_by_name() -> dict[str, Leaf]:
+    return {name: leaf for leaf in leaves() for name in (leaf.path, leaf.option.alias) if name}
 
 
 def _varies(leaf: Leaf | None, value: Any) -> bool:
@@ -100,11 +117,14 @@ def _spelled(value: Any) -> str:
 
 
 def _placed(raw: Mapping[str, Any], config: RunConfig, label: str) -> dict[str, Any]:
-    """The settings with a name, and where a folder is given a folder in it, of the run's own."""
+    """The settings with a name of the run's own, a folder in the one that is given, and the sweep's seed."""
     names = {"output.name", "output_name", "output.directory", "output_dir"}
     placed = {name: value for name, value in raw.items() if name not in names}
     directory = config.output.directory
     name = config.output.name or (Path(directory).expanduser().resolve().name if directory else _named_by_data(config))
+    if config.train.seed is None:
+        placed = {key: value for key, value in placed.items() if key not in ("train.seed", "seed")}
+        placed["train.seed"] = SEED
     placed["output.name"] = f"{name}-{label}"
     if directory:
         placed["output.directory"] = str(Path(directory) / label)

@@ -64,10 +64,15 @@ def lend_file(path: Path | str) -> LentModel:
     but a supported whole model.
     """
     from lora_trainer.families.diffusers_folder import open_folder
+    from lora_trainer.families.language.recognise import is_language_folder
     from lora_trainer.families.prediction import resolve
     from lora_trainer.weights.read import open_checkpoint
 
     path = Path(path)
+    if is_language_folder(path):
+        raise PlainError(
+            f"{path} is a language model; set task_type: text-generation to train it, or name an image model."
+        )
     stored = open_folder(path) if path.is_dir() else open_checkpoint(path)
     family, facts = identify(stored.header, path, stored.metadata)
     name = path.name if path.is_dir() else path.stem

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +28,13 @@ Version = tuple[int, ...]
 
 
 class Wanted(NamedTuple):
-    """A package that a training imports."""
+    """A package that a training imports, or that one of its options does."""
 
     name: str
     exact: str  # what is put beside a host that has none
     first: Version  # oldest that our code works with
     beyond: Version  # first that it was not tried with
+    needed: bool = True  # whether there is no training without it
 
 
 # Newest that import beside A1111's transformers 4.30.2 and accelerate 0.21.0, pipelines included; the pair Forge ships.
@@ -39,6 +42,7 @@ class Wanted(NamedTuple):
 WANTED = (
     Wanted("diffusers", "0.31.0", (0, 30), (0, 43)),
     Wanted("peft", "0.13.2", (0, 13), (0, 22)),
+    Wanted("smartcrop", "0.5.0", (0, 5), (0, 6), needed=False),  # data.crop: focal, which says so where it is missing
 )
 
 
@@ -79,10 +83,24 @@ def ready() -> None:
         importlib.invalidate_caches()
 
 
+def bring_optional() -> None:
+    """Import what no training needs, from the folder, so that the page finds it before the first training.
+
+    The search path stays as it is: diffusers and peft are to appear there only when a training begins.
+    """
+    there = {wanted.name for wanted in WANTED if not wanted.needed and _provided(wanted.name) is None}
+    for name in there & {line.partition("==")[0] for line in installed()}:
+        sys.path.append(str(PACKAGES))
+        with suppress(ImportError):  # whoever uses it says that it is missing
+            importlib.import_module(name)
+        sys.path.remove(str(PACKAGES))
+
+
 def missing() -> str:
     """What keeps a training from starting, and what to do about it, in words; empty where nothing does."""
-    told = [sentence for wanted in WANTED if (sentence := _misfit(wanted))]
-    wants = lacking()
+    needed = [wanted for wanted in WANTED if wanted.needed]
+    told = [sentence for wanted in needed if (sentence := _misfit(wanted))]
+    wants = _absent(needed)
     there = installed() if wants else []
     if absent := [line.partition("==")[0] for line in wants if line not in there]:
         last = f" The last attempt failed: {reason}" if (reason := refusal()) else ""
@@ -95,7 +113,11 @@ def missing() -> str:
 
 def lacking() -> list[str]:
     """What is to lie in the folder, as "name==version": packages that the host has in no version at all."""
-    return [f"{wanted.name}=={wanted.exact}" for wanted in WANTED if _provided(wanted.name) is None]
+    return _absent(WANTED)
+
+
+def _absent(packages: Sequence[Wanted]) -> list[str]:
+    return [f"{wanted.name}=={wanted.exact}" for wanted in packages if _provided(wanted.name) is None]
 
 
 def installed(folder: Path | None = None) -> list[str]:

@@ -35,7 +35,7 @@ def called_by_a_host() -> bool:
 def put_beside() -> Put:
     """Install what the host lacks, unless it is there in full; why that failed is also kept for the tab."""
     wants = beside.lacking()
-    names = " and ".join(want.replace("==", " ") for want in wants)
+    names = _listed([want.replace("==", " ") for want in wants])
     try:
         if set(wants) <= set(beside.installed()):
             beside.REFUSAL.unlink(missing_ok=True)
@@ -51,6 +51,11 @@ def put_beside() -> Put:
     if reason:
         return Put(False, f"LoRA Trainer: {names} could not be put beside the WebUI, which starts without: {reason}")
     return Put(True, f"LoRA Trainer: put {names} into {beside.FOLDER}; nothing of the WebUI's own was changed.")
+
+
+def _listed(names: list[str]) -> str:
+    """In a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _fill(wants: list[str]) -> str:

@@ -214,11 +214,11 @@ def _sweep(several: Sequence[Variant], given: argparse.Namespace) -> int:
     from lora_trainer.interfaces.progress import exit_code, follow
     from lora_trainer.jobs.plan import plan_run
     from lora_trainer.jobs.run import Controls
-    from lora_trainer.jobs.sweep import settings_of, sweep
+    from lora_trainer.jobs.sweep import sweep
 
     if given.dry_run:
         for variant in several:
-            plan = plan_run(load(settings_of(variant)), Standalone(), resume=given.resume)
+            plan = plan_run(load(variant.raw), Standalone(), resume=given.resume)
             print(f"--- {variant.label}\n{plan.text()}\n")
         return DONE
     keep_freed_memory()

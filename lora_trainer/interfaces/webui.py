@@ -46,6 +46,7 @@ def _page() -> Any:
         host = detect.host()
         if absent := beside.missing():
             return notice(absent)
+        beside.bring_optional()
         from lora_trainer.interfaces.ui.page import page
         from lora_trainer.jobs.registry import registry_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,10 @@ def prune(files: RunFiles, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints and states; 0 keeps all."""
     if keep == 0:
         return
-    for ending, path_of in ((STATE_ENDING, files.state), (".safetensors", files.checkpoint)):
-        for step in files.steps_saved(ending)[:-keep]:
-            path_of(step).unlink(missing_ok=True)
+    for step in files.steps_saved(STATE_ENDING)[:-keep]:
+        files.state(step).unlink(missing_ok=True)
+    for path in files.checkpoints()[:-keep]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # what stays of it is overwritten or pruned the next time
+        else:
+            path.unlink(missing_ok=True)

@@ -15,20 +15,9 @@ from lora_trainer.jobs.planned import Choice
 def class_scan(config: DataConfig, found: Scan) -> Scan | None:
     """The regularisation images; None where no folder is named.
 
-    Raises PlainError for a folder that is unfit, and for options that ask for more than there is.
+    Raises PlainError for a folder that is unfit.
     """
-    if config.mask_floor and not config.masked_loss:
-        raise PlainError(
-            f"data.mask_floor is {config.mask_floor:g}, but no mask counts: turn data.masked_loss on, or leave it at 0."
-        )
     if not config.regularization:
-        for name, left_alone in (("prior_weight", 1.0), ("class_prompt", "")):
-            value = getattr(config, name)
-            if value != left_alone:
-                raise PlainError(
-                    f"data.{name} is {value!r}, but there are no regularisation images: name their folder in "
-                    f"data.regularization, or leave {name} out."
-                )
         return None
     folder = Path(config.regularization).expanduser()
     if folder.exists():

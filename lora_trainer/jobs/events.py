@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -112,7 +112,8 @@ def event_of(values: Mapping[str, Any]) -> Event:
     """The event that `plain` wrote. Raises KeyError and TypeError for anything else."""
     kind = KINDS[values["kind"]]
     hints = get_type_hints(kind)
-    return kind(**{field.name: _of_type(hints[field.name], values[field.name]) for field in fields(kind)})
+    known = {field.name for field in fields(kind) if field.name in values or field.default is MISSING}
+    return kind(**{name: _of_type(hints[name], values[name]) for name in known})
 
 
 def _of_type(hint: Any, value: Any) -> Any:

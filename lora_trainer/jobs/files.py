@@ -21,6 +21,7 @@ from pathlib import Path
 from lora_trainer.contracts import HostPaths, PlainError
 
 STATE_ENDING = ".state"
+ADAPTER = "adapter_config.json"  # without which no folder is an adapter; written last
 DEFAULT_FOLDER = "output/my_lora"
 NOWHERE = HostPaths(loras=None)
 
@@ -76,9 +77,41 @@ class RunFiles:
         found = (pattern.fullmatch(path.name) for path in place.iterdir())
         return sorted(int(match.group(1)) for match in found if match)
 
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that are there, oldest first."""
+        return [self.checkpoint(step) for step in self.steps_saved(".safetensors")]
+
     def hold_a_run(self) -> bool:
         """Whether anything that a run of this name would replace is there already."""
-        return self.lora.exists() or bool(self.steps_saved(".safetensors") or self.steps_saved(STATE_ENDING))
+        return self.lora.exists() or bool(self.checkpoints() or self.steps_saved(STATE_ENDING))
+
+
+class AdapterFiles(RunFiles):
+    """Where a run writes whose result is the folder itself: a language model's adapter.
+
+    <folder>/adapter_model.safetensors, ...      the adapter
+    <folder>/<name>-<step, six digits>/          checkpoints, each an adapter that can be used
+    """
+
+    @property
+    def lora(self) -> Path:
+        return self.folder
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / f"{self.name}-{step:06d}"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / f"{self.name}-best"
+
+    def sample(self, step: int, index: int) -> Path:
+        return super().sample(step, index).with_suffix(".txt")
+
+    def checkpoints(self) -> list[Path]:
+        return [self.checkpoint(step) for step in self.steps_saved("") if (self.checkpoint(step) / ADAPTER).is_file()]
+
+    def hold_a_run(self) -> bool:
+        return (self.folder / ADAPTER).exists() or bool(self.checkpoints() or self.steps_saved(STATE_ENDING))
 
 
 def run_files(directory: str | None, name: str | None, paths: HostPaths = NOWHERE) -> RunFiles:
@@ -100,8 +133,23 @@ IMAGES = "stable-diffusion"  # the value of `task` whose results are files; othe
 def files_of_task(
     directory: str | None, name: str | None, paths: HostPaths = NOWHERE, task: str = IMAGES
 ) -> RunFiles:  # fmt: skip
-    """`run_files` of the kind that a task writes."""
-    return run_files(directory, name, paths)
+    """`run_files` of the kind that a task writes.
+
+    A language model's result is a folder: without one that is named it gets its own below the host's runs, since the
+    host would take what it finds in its folder for LoRA as LoRA for images.
+    """
+    if task == IMAGES:
+        return run_files(directory, name, paths)
+    if directory is None and paths.loras is not None:
+        name = name or "my_lora"
+        return AdapterFiles((paths.runs or paths.loras.parent) / name, name, (paths.runs or paths.loras.parent) / name)
+    files = run_files(directory, name, NOWHERE)
+    return AdapterFiles(files.folder, files.name, files.work)
+
+
+def files_at(folder: Path, name: str, work: Path, task: str) -> RunFiles:
+    """The files of a run whose places are known."""
+    return (RunFiles if task == IMAGES else AdapterFiles)(folder, name, work)
 
 
 def untouched(directory: str | None, name: str | None, paths: HostPaths = NOWHERE, task: str = IMAGES) -> RunFiles:

@@ -36,6 +36,7 @@ class Status:
     loss: float | None  # of the last step
     message: str
     seconds_per_step: float | None  # over the last steps
+    mean_loss: float | None = None  # over the last tenth of the steps: a single step's says little
 
 
 class Job:
@@ -58,6 +59,7 @@ class Job:
         self._log: EventLog | None = None
         self._status = status or Status("queued", 0, task.steps, None, "Waiting for its turn.", None)
         self._seconds: deque[float] = deque(maxlen=_SMOOTHED)
+        self._losses: deque[float] = deque()
         self._saved = dict.fromkeys(saved)  # LoRA files in the order they were written, each once
         self._lock = RLock()
         self._counted: float | None = None  # when images of a chore were counted last
@@ -211,6 +213,7 @@ class Job:
         with self._lock:
             self.task, self.raw, self.control, self.queued = task, raw, Controls(), time.time()
             self._seconds.clear()
+            self._losses.clear()
             self._status = Status("queued", self.step, task.steps, self.loss, "Waiting for its turn.", None)
         self.changed(self)
 
@@ -230,7 +233,10 @@ class Job:
                 case Stepped():
                     self._seconds.append(event.seconds)
                     pace = sum(self._seconds) / len(self._seconds)
-                    self._set(step=event.step, total_steps=event.steps, loss=event.loss, seconds_per_step=pace)
+                    self._set(
+                        step=event.step, total_steps=event.steps, loss=event.loss, seconds_per_step=pace,
+                        mean_loss=self._averaged(event),
+                    )  # fmt: skip
                 case Skipped():
                     self._set(step=event.step, total_steps=event.steps)
                 case Saved():
@@ -245,6 +251,12 @@ class Job:
         with self._lock:
             self._finish(finished.outcome, finished.path, finished.text, finished.step)
         self.changed(self)
+
+    def _averaged(self, event: Stepped) -> float:
+        self._losses.append(event.loss)
+        while len(self._losses) > max(1, event.steps // 10):
+            self._losses.popleft()
+        return sum(self._losses) / len(self._losses)
 
     def _count(self, event: Prepared) -> None:
         """An image more of a chore; the first ones tell no pace, because a model was loaded before them."""
@@ -276,7 +288,7 @@ class Job:
                 "last": self.log.last,
                 "saved": [str(path) for path in self._saved],
                 "status": {"state": status.state, "step": status.step, "total_steps": status.total_steps,
-                           "loss": status.loss, "message": status.message},
+                           "loss": status.loss, "message": status.message, "mean_loss": status.mean_loss},
             }  # fmt: skip
 
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lora_trainer.config.options import ObjectiveConfig, RunConfig, TrainConfig
+from lora_trainer.config.options import ObjectiveConfig, RunConfig
 from lora_trainer.contracts import PlainError, PredictionType
 from lora_trainer.train import optimizer_kinds
 from lora_trainer.train.optimizer_kinds import KINDS
@@ -25,27 +25,12 @@ def check(config: RunConfig) -> None:
 
 def check_optimizer(config: RunConfig, rates: Mapping[str, float], device: torch.device) -> None:
     """Raise PlainError where the optimizer is not to be had, or not with these settings; tries it on a few numbers."""
-    chosen, ema = KINDS[config.optimizer.kind], config.train.ema
+    chosen = KINDS[config.optimizer.kind]
     if chosen.one_rate and len(set(rates.values()) - {0.0}) > 1:
         told = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
         raise PlainError(
             f"optimizer.kind: {chosen.name} finds one learning rate for all parts, but they have different ones "
             f"({told}); leave text_encoder_lr empty, or set it to 0 or to learning_rate."
-        )
-    if chosen.one_rate and config.network.loraplus_ratio != 1:
-        raise PlainError(
-            f"network.loraplus_ratio is {config.network.loraplus_ratio:g}, but optimizer.kind: {chosen.name} finds one "
-            "learning rate for all parameters; set network.loraplus_ratio: 1, or take optimizer.kind: adamw."
-        )
-    if chosen.averages and ema > 0:
-        raise PlainError(
-            f"train.ema is {ema:g}, but optimizer.kind: {chosen.name} keeps an average of the weights already; set "
-            "train.ema: 0, or take optimizer.kind: adamw."
-        )
-    if chosen.averages and config.train.schedule not in ("constant", TrainConfig.schedule):
-        raise PlainError(
-            f"train.schedule is {config.train.schedule}, but optimizer.kind: {chosen.name} works at a constant rate; "
-            "set train.schedule: constant, or take optimizer.kind: adamw."
         )
     optimizer_kinds.check(config.optimizer, device)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lora_trainer.config.options import ModelConfig, RunConfig
+from lora_trainer.config.tasks import TEXT, check_task
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
@@ -20,6 +21,7 @@ from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs import method
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
+from lora_trainer.jobs.fits import check_fits
 from lora_trainer.jobs.planned import (
     Choice,
     RunPlan,
@@ -111,12 +113,13 @@ def plan_run(
     config: RunConfig, host: Host, *, resume: bool = False, processes: int = 1, device: torch.device | None = None
 ) -> RunPlan:
     """Resolve everything that the configuration leaves open. Raises PlainError; writes nothing, reads no weights."""
-    if config.task == "text-generation":
-        raise PlainError(
-            "task_type: text-generation was asked, but this version trains image models only; "
-            "use task_type: stable-diffusion with an SD1, SD2 or SDXL checkpoint."
-        )
-    return plan_images(config, host, resume=resume, processes=processes, device=device or host.device())
+    device = device or host.device()
+    if config.task == TEXT:
+        from lora_trainer.jobs.text_plan import plan_text
+
+        return plan_text(config, host, resume=resume, processes=processes, device=device)
+    check_task(config)
+    return plan_images(config, host, resume=resume, processes=processes, device=device)
 
 
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
@@ -135,6 +138,11 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     )  # fmt: skip
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
+    clip_skip = config.model.clip_skip or family.defaults.clip_skip
+    word = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "no")
+    check_fits(
+        config, family, lent, {"model.clip_skip": family.defaults.clip_skip, "train.mixed_precision": word}
+    )
     rates, rate_choice = _rates(config, family)
     method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
@@ -166,7 +174,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     return Plan(
         config=config, family=family, lent=lent, scan=found, data=data, held_out=held_out, files=files,
         device=device, dtype=dtype, processes=processes, seed=seed, resolution=resolution,
-        clip_skip=config.model.clip_skip or family.defaults.clip_skip,
+        clip_skip=clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(

@@ -160,6 +160,9 @@ def _draw(writer: Any, event: Event) -> None:
         writer.add_scalar("memory_mib", event.memory / 2**20, event.step)
         for part, rate in event.rates.items():
             writer.add_scalar(f"learning_rate/{part}", rate, event.step)
+    elif isinstance(event, Sampled) and event.texts:
+        for index, (prompt, text) in enumerate(zip(event.prompts, event.texts, strict=True)):
+            writer.add_text(f"samples/{index + 1}", f"{prompt}\n\n{text}", event.step)
     elif isinstance(event, Validated):
         writer.add_scalar("validation/loss", event.loss, event.step)
         for place, loss in enumerate(event.by_timestep, start=1):

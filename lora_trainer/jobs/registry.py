@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lora_trainer.config.load import load
 from lora_trainer.config.options import RunConfig
+from lora_trainer.config.sweep import variants
 from lora_trainer.contracts import Event, Finished, Host, PlainError, Told
 from lora_trainer.jobs.estimate import Paces, kind_of
 from lora_trainer.jobs.files import RunFiles
 from lora_trainer.jobs.job import Job, WrongMoment
 from lora_trainer.jobs.limits import check_allowed, load_allowed
 from lora_trainer.jobs.records import Records
-from lora_trainer.jobs.tasks import Chore, Task, Training
+from lora_trainer.jobs.tasks import Chore, Place, Task, Training
 
 if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start must not pay
     from lora_trainer.captioners.registry import Listed
@@ -121,6 +122,28 @@ class Registry:
                 return self._queued(former, notes)
             return self._queued(self._new(task, raw), notes)
 
+    def sweep(
+        self, raw: Mapping[str, Any], *, by_page: bool = False,
+        settled: Callable[[dict[str, Any]], dict[str, Any]] = dict[str, Any],
+    ) -> list[Job]:  # fmt: skip
+        """Queue a run for each combination of the lists in the settings, or the one run where there is none.
+
+        `settled` has the last word on the settings of each run. Raises ConfigError and PlainError before any of them
+        is queued. `by_page` as in `limits.load_allowed`.
+        """
+        several = [variant._replace(raw=settled(variant.raw)) for variant in variants(raw)]
+        if not several:
+            return [self.submit(settled(dict(raw)), by_page=by_page)]
+        sweep = _new_id()
+        with self._submitting:
+            found = [
+                self._task(load_allowed(variant.raw, self._host, by_page=by_page), resume=False) for variant in several
+            ]
+            return [
+                self._queued(self._new(replace(task, place=Place(sweep, variant.values)), variant.raw), notes)
+                for variant, (task, notes) in zip(several, found, strict=True)
+            ]
+
     def caption(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Job:
         """Queue the captioning of a folder, or of the opened data set whose id is `dataset`.
 
@@ -148,7 +171,7 @@ class Registry:
         return self._queued(self._new(chore, raw), [])
 
     def _new(self, task: Task, raw: Mapping[str, Any]) -> Job:
-        id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        id = _new_id()
         job = Job(id, dict(raw), task)
         job.changed = self._write
         with self._news:
@@ -170,7 +193,7 @@ class Registry:
                 raise WrongMoment(f"The order was to resume {job.name}, but it is done; start a new run to train on.")
             else:
                 task, notes = self._task(load(job.record()["config"]), resume=True)
-                job.again(task, job.raw)
+                job.again(replace(task, place=job.training.place), job.raw)
                 self._queued(job, notes)
         return job
 
@@ -316,6 +339,10 @@ class Registry:
                 del self._jobs[id]
         for id in over:
             self._records.forget(id)
+
+
+def _new_id() -> str:
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _named(config: RunConfig, name: str, folder: Path | None) -> RunConfig:

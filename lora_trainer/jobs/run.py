@@ -101,8 +101,14 @@ class _Job:
 
     def _preparation(self) -> Preparation:
         """What this kind of run needs before its first step."""
-        assert isinstance(self.plan, Plan)
-        return ImageRun(self.plan, self.host, self.control, begins=self.saved is None)
+        begins = self.saved is None
+        if isinstance(self.plan, Plan):
+            return ImageRun(self.plan, self.host, self.control, begins)
+        from lora_trainer.jobs.text_plan import TextPlan
+        from lora_trainer.jobs.text_run import TextRun
+
+        assert isinstance(self.plan, TextPlan)
+        return TextRun(self.plan, self.host, self.control, begins)
 
     @property
     def _writes(self) -> bool:

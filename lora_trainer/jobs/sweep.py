@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.config.load import load
 from lora_trainer.config.sweep import Variant
@@ -16,7 +15,6 @@ from lora_trainer.data.caption_files import replace_text
 from lora_trainer.jobs.files import RunFiles
 from lora_trainer.jobs.planned import files_asked_for
 
-SEED = 42  # of every run where none is given: runs of one sweep should differ in nothing but what varies
 _LAST = 0.1  # share of the steps over which the last loss is averaged: a single step's says little
 
 
@@ -59,11 +57,6 @@ class Result:
         return {"run": self.variant.label} | {path: str(value) for path, value in self.variant.values.items()} | facts
 
 
-def settings_of(variant: Variant) -> dict[str, Any]:
-    """The variant's settings with the seed that all runs share where none is given."""
-    return variant.raw if load(variant.raw).train.seed is not None else variant.raw | {"train.seed": SEED}
-
-
 def sweep(variants: Sequence[Variant], *, host: Host, control: Control, resume: bool = False) -> Iterator[Event]:
     """Train every variant; the last event is `Finished`, for all of them.
 
@@ -74,7 +67,7 @@ def sweep(variants: Sequence[Variant], *, host: Host, control: Control, resume: 
     from lora_trainer.jobs.plan import plan_run
     from lora_trainer.jobs.run import run
 
-    configs = [load(settings_of(variant)) for variant in variants]
+    configs = [load(variant.raw) for variant in variants]
     for config in configs:
         plan_run(config, host, resume=resume)
     table = _table(files_asked_for(configs[0], host), variants[0].label, resume)

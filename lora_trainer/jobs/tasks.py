@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from lora_trainer.config.load import dump, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
-from lora_trainer.jobs.files import RunFiles
+from lora_trainer.jobs.files import RunFiles, files_at
 
 Kind = Literal["training", "captions", "class_images"]
 ChoreKind = Literal["captions", "class_images"]
+
+
+class Place(NamedTuple):
+    """A run's place in a sweep."""
+
+    sweep: str  # the same for all its runs
+    values: dict[str, Any]  # what varies, by path
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Training:
     resolution: int  # pixels
     pace: str  # runs that take as long a step, by `estimate.kind_of`
     resume: bool = False
+    place: Place | None = None  # None: no part of a sweep
 
     @property
     def name(self) -> str:
@@ -49,7 +57,7 @@ class Training:
         return {
             "config": dump(self.config), "name": self.name, "folder": str(self.files.folder.absolute()),
             "work": str(self.files.work.absolute()), "steps": self.steps, "resolution": self.resolution,
-            "kind": self.pace,
+            "kind": self.pace, "place": self.place and [self.place.sweep, self.place.values],
         }  # fmt: skip
 
 
@@ -80,5 +88,7 @@ def task_of(record: Mapping[str, Any]) -> Task:
     if "chore" in record:
         kind: ChoreKind = "captions" if record["chore"] == "captions" else "class_images"
         return Chore(kind, str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
-    files = RunFiles(Path(record["folder"]), record["name"], Path(record["work"]))
-    return Training(load(record["config"]), files, record["steps"], record["resolution"], record["kind"])
+    config = load(record["config"])
+    files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
+    place = Place(str(given[0]), dict(given[1])) if (given := record.get("place")) else None
+    return Training(config, files, record["steps"], record["resolution"], record["kind"], place=place)

@@ -40,11 +40,6 @@ def hold_out(config: RunConfig, found: Scan) -> tuple[Scan, Scan | None]:
             )
         return replace(found, items=left), kept
     if share == 0:
-        if config.validation.patience:
-            raise PlainError(
-                f"validation.patience is {config.validation.patience}, but nothing is held out to measure on; set "
-                "validation.share: 0.1, or validation.patience: 0."
-            )
         return found, None
     count = max(1, round(share * len(found.items)))
     if count >= len(found.items):

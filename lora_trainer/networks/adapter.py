@@ -22,6 +22,8 @@ from lora_trainer.config.ranks import Size
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.networks.state import ALPHA
 
+TURNED = "Conv1D"  # transformers' linear layer of GPT-2, whose weight stands as (in, out)
+
 
 class Acting:
     """How the whole network acts now; one for all of its layers."""
@@ -156,8 +158,17 @@ def window_of(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The base layer's weight as it is now; a host may put another tensor into its place between two steps."""
-    return cast(Tensor, layer.weight)
+    """The base layer's weight (out, in[, kh, kw]) as it is now; a host may put another tensor into its place between
+    two steps."""
+    weight = cast(Tensor, layer.weight)
+    return weight.T if type(layer).__name__ == TURNED else weight
+
+
+def shape_of(layer: nn.Module) -> tuple[int, ...]:
+    """Shape of the weight, (out, in[, kh, kw]), also where it is packed into fewer bits than it has numbers."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return tuple(weight_of(layer).shape)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_trainer.config.ranks import Size
-from lora_trainer.networks.adapter import Acting, Adapter, autocasting, by_channel, weight_of, widened
+from lora_trainer.networks.adapter import Acting, Adapter, autocasting, by_channel, shape_of, weight_of, widened
 from lora_trainer.networks.state import ALPHA, DORA, DOWN, UP, draw_down
 
 _OVERSAMPLED, _ITERATIONS = 10, 8  # of the search for singular directions; Halko et al. 2011 need 5 to 10 and 1 to 4
@@ -42,7 +42,7 @@ class LowRank(Adapter):
         self, base_layer: nn.Module, size: Size, acting: Acting, index: int, generator: torch.Generator
     ) -> None:
         super().__init__(base_layer, size, acting, index)
-        shape = weight_of(base_layer).shape
+        shape = shape_of(base_layer)
         self.put("lora_down", draw_down((size.rank, *shape[1:]), generator))
         self.put("lora_up", torch.zeros(shape[0], size.rank, *[1] * (len(shape) - 2)))
 
@@ -155,6 +155,33 @@ class Dora(LowRank):
             return adapted
         plain: Tensor = self.base_layer(x, *args, **kwargs)
         return plain + (adapted - plain) * weight
+
+
+class RowDora(Dora):
+    """LoRA of the direction, and a length for each output of a linear layer, (out, 1), as peft's DoRA and the servers
+    of language models have it (huggingface/peft, tuners/lora/dora.py)."""
+
+    def norm(self) -> Tensor:
+        """Length of each row of W + up @ down alpha / r, (out, 1)."""
+        with torch.no_grad(), torch.autocast(self.lora_down.device.type, enabled=False):
+            whole = directed(weight_of(self.base_layer), self.lora_down, self.lora_up, self.scale)
+            norm = whole.square().sum(dim=1, keepdim=True).sqrt()
+        return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight = self.acting.weight
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if weight == 0:
+            return result
+        bias = cast("Tensor | None", self.base_layer.bias)
+        plain = result if bias is None else result - bias
+        delta = self.delta(self.dropped(widened(x)))
+        factor = (self.length / self.norm()).view(-1)
+        kept = self.module_kept(result)
+        change = (plain + delta) * factor - plain
+        if kept is not None:
+            change = change * kept
+        return result + (change * weight).to(result.dtype)
 
 
 def directed(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:

@@ -53,10 +53,12 @@ def alpha_of(config: NetworkConfig) -> float:
 
 
 def inject(
-    parts: Mapping[str, nn.Module], config: NetworkConfig, *, train_parts: Sequence[str], seed: int
-) -> AdaptedNetwork:
+    parts: Mapping[str, nn.Module], config: NetworkConfig, *, train_parts: Sequence[str], seed: int,
+    dora: type[Dora] = Dora,
+) -> AdaptedNetwork:  # fmt: skip
     """Put layers on `train_parts` of `parts` and freeze the rest of them.
 
+    `dora` is the form of DoRA, whose readers differ in what has a length.
     The network changes nothing yet. Raises PlainError where a part is absent, or what is to be adapted is not there.
     """
     absent = [part for part in train_parts if part not in parts]
@@ -76,7 +78,8 @@ def inject(
             for path in found:
                 name = f"{part}.{canonical(path)}"
                 if sizes[name].rank > 0:
-                    layer = _made(parts[part].get_submodule(path), config, sizes[name], acting, len(placed), generator)
+                    base = parts[part].get_submodule(path)
+                    layer = _made(base, config, sizes[name], acting, len(placed), generator, dora)
                     _replace(parts[part], path, layer)
                     placed.append(_Placed(name, part, layer))
     except BaseException:  # a network put on by halves must not stay on a model that is the host's
@@ -197,13 +200,14 @@ def _sizes(names: Mapping[str, Sequence[str]], config: NetworkConfig) -> dict[st
 
 
 def _made(
-    base: nn.Module, config: NetworkConfig, size: Size, acting: Acting, index: int, generator: torch.Generator
-) -> Adapter:
+    base: nn.Module, config: NetworkConfig, size: Size, acting: Acting, index: int, generator: torch.Generator,
+    dora: type[Dora],
+) -> Adapter:  # fmt: skip
     if config.kind == "lokr":
         return Lokr(base, size, acting, index, generator, factor=config.factor)
     if config.kind in ("lora", "locon") and config.init != "default":
         return Departing(base, size, acting, index, generator, init=config.init)
-    kinds = {"lora": LowRank, "locon": LowRank, "dora": Dora, "loha": Loha, "oft": Oft}
+    kinds = {"lora": LowRank, "locon": LowRank, "dora": dora, "loha": Loha, "oft": Oft}
     return kinds[config.kind](base, size, acting, index, generator)
 
 

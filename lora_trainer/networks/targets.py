@@ -13,7 +13,7 @@ The three levels hold what users of kohya's scripts and LyCORIS expect of their 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
 
 from torch import nn
@@ -36,6 +36,9 @@ def _group(name: str, level: str, pattern: str) -> _Group:
     return _Group(name, LEVELS.index(level), re.compile(pattern))
 
 
+# Where tokens are brought together, as transformers' causal language models name it.
+_MIXING = r"(?:self_attn|attn|self_attention|attention|multi_head_attention|linear_attn|mixer|mamba)"
+
 # diffusers' and transformers' names; a path may start with the blocks that hold it, hence (?:.*\.)?
 _LAYOUTS: Mapping[str, tuple[_Group, ...]] = {
     "denoiser": (
@@ -49,6 +52,11 @@ _LAYOUTS: Mapping[str, tuple[_Group, ...]] = {
         _group("attention", "attention", r"(?:.*\.)?self_attn\.(?:q|k|v|out)_proj"),
         _group("feed-forward", "linear", r"(?:.*\.)?mlp\.fc[12]"),
     ),
+    # A numbered block of any architecture; what chooses among experts (a layer called gate or router) stays as it is.
+    "language": (
+        _group("attention", "attention", rf"(?:.*\.)?\d+\.(?:[\w.]+\.)?{_MIXING}\.[\w.]+"),
+        _group("feed-forward", "linear", rf"(?:.*\.)?\d+\.(?!(?:[\w.]+\.)?(?:{_MIXING}\.|\w*gate$|router))[\w.]+"),
+    ),
 }
 
 
@@ -61,7 +69,7 @@ class Targets(NamedTuple):
 
 def layer_kind(module: nn.Module) -> Layer | None:
     """What a module computes, by what it holds; a host's own Linear need not be a subclass of torch's."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's, a Linear with its weight turned
         return "linear"
     if isinstance(module, nn.Conv2d):
         return "conv"
@@ -78,7 +86,7 @@ def choose(part: nn.Module, targets: str, *, convolutions: bool = False) -> Targ
     if targets not in LEVELS:
         raise PlainError(f"The targets '{targets}' are unknown; there are {', '.join(LEVELS)}.")
     kinds = _adaptable(part)
-    groups = max(_LAYOUTS.values(), key=lambda layout: sum(_matches(layout[0], path) for path in kinds))
+    groups = _layout(part, kinds)
     asked = [group for group in groups if group.level <= LEVELS.index(targets)]
     paths = {path for path in kinds if any(_matches(group, path) for group in asked)}
     if convolutions:
@@ -126,6 +134,14 @@ def window_of_path(path: str) -> tuple[int, ...]:
     UNet2DConditionModel).
     """
     return (3, 3) if _WINDOWED.search(path) else ()
+
+
+def _layout(part: nn.Module, candidates: Iterable[str]) -> tuple[_Group, ...]:
+    head = cast("Callable[[], object]", getattr(part, "get_output_embeddings", lambda: None))
+    if head() is not None:  # an output layer over a vocabulary
+        return _LAYOUTS["language"]
+    others = [layout for name, layout in _LAYOUTS.items() if name != "language"]
+    return max(others, key=lambda layout: sum(_matches(layout[0], path) for path in candidates))
 
 
 def canonical(path: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,9 @@ from lora_trainer.families.registry import family_named
 from lora_trainer.networks.network import AdaptedNetwork, inject
 from lora_trainer.weights.read import TensorInfo, dtype_name
 from tests.builders.slim import Kind, slim_checkpoint
+
+if TYPE_CHECKING:
+    import pytest
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TARGETS = ("attention", "linear", "all")
@@ -51,6 +53,8 @@ def base_model(kind: Kind, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 
 def rarely(form: str) -> list[pytest.MarkDecorator]:
     """Marks of a test with this form: variants run with the newest libraries only."""
+    import pytest  # not in a WebUI's environment, where networks are made for tests/host
+
     return [pytest.mark.slow] if form in VARIANTS else []
 
 

@@ -14,8 +14,9 @@ from lora_trainer.contracts import LentModel, ModelAway, PlainError, SampleOrder
 from lora_trainer.hosts import beside
 from lora_trainer.hosts.a1111 import A1111
 from tests.host.breaking import break_engine, mend_engine
+from tests.host.kinds import compared, of_file
 
-__all__ = ["break_engine", "mend_engine"]  # called by name like what stands here
+__all__ = ["break_engine", "compared", "mend_engine", "of_file"]  # called by name like what stands here
 
 
 def ready() -> bool:

@@ -13,10 +13,12 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the page needs gradio, which this environment lacks")
 
+from lora_trainer.config.applies import letting  # noqa: E402
 from lora_trainer.config.leaves import Leaf, leaves  # noqa: E402
 from lora_trainer.config.load import load  # noqa: E402
 from lora_trainer.config.options import RunConfig  # noqa: E402
 from lora_trainer.config.presets import STRENGTHS, SUBJECTS, steps_of, subject_of  # noqa: E402
+from lora_trainer.config.tasks import IMAGES, applies  # noqa: E402
 from lora_trainer.contracts import Host, HostPaths, PlainError  # noqa: E402
 from lora_trainer.data.scan import scan  # noqa: E402
 from lora_trainer.hosts.standalone import Standalone  # noqa: E402
@@ -88,8 +90,7 @@ def every_setting() -> Iterator[Any]:
 @pytest.mark.parametrize("leaf", every_setting())
 def test_each_setting_comes_back_from_the_form(leaf: Leaf) -> None:
     value = other_value(leaf)
-    letting = {path: fitting[0] for path, fitting in (leaf.option.applies or {}).items()}
-    config = load({**letting, leaf.path: list(value) if isinstance(value, tuple) else value})
+    config = load({**letting(leaf), leaf.path: list(value) if isinstance(value, tuple) else value})
     again = load(raw_of(shown_of(config)))
     assert again == config
     assert value_at(again, leaf.path) == value
@@ -125,7 +126,7 @@ def test_a_folder_may_be_pasted_with_quotes_and_blanks() -> None:
 
 
 def test_every_setting_has_one_component_with_its_own_id(form: Form) -> None:
-    assert sorted(form.by_path) == sorted(leaf.path for leaf in leaves())
+    assert sorted(form.by_path) == sorted(leaf.path for leaf in leaves() if applies(leaf, IMAGES))
     ids = [component.elem_id for component in form.by_path.values()]
     assert ids == [elem_id(path) for path in form.by_path]
     assert all(re.fullmatch(r"lt_[a-z_]+", one) for one in ids)
@@ -262,3 +263,18 @@ def test_both_languages_translate_the_same() -> None:
 
 def test_the_first_configuration_is_sound() -> None:
     assert load(raw_of(shown_of(first_config()))) == first_config()
+
+
+def test_several_numbers_in_a_field_are_a_list_of_runs(form: Form):
+    values = shown_of(RunConfig()) | {"network.rank": "8,16", "train.learning_rate": "1e-4, 2e-4; 0.001"}
+    assert raw_of(values) == {"network.rank": [8, 16], "train.learning_rate": [1e-4, 2e-4, 1e-3]}
+    assert raw_of(values | {"train.learning_rate": "0,5"})["train.learning_rate"] == "0,5", "half, in many countries"
+    assert raw_of(values | {"data.resolution": "512,512"})["data.resolution"] == 512, "a square's two sides"
+    lists = {"network.rank": [8, 16]}
+    row = dict(zip(form.by_path, form.filled(load({"network.rank": 8}), lists=lists), strict=False))
+    assert row["network.rank"]["value"] == "8, 16"
+    found = brought(
+        {"from": "text", "text": "lora_rank: [4, 8]\ntrain_data_dir: theirs"}, shown_of(RunConfig()), cast(Any, None),
+        HostPaths(loras=None),
+    )  # fmt: skip
+    assert (found.config.network.rank, found.lists) == (4, {"network.rank": [4, 8]})

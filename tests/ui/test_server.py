@@ -35,7 +35,7 @@ def page(folder: Path, *words: str):
     with subprocess.Popen(
         [sys.executable, "-m", "lora_trainer", "ui", "--port", "0", *words], cwd=folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},  # as here: the last bit depends on it
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},  # as here: the last bit depends on it
     ) as process:  # fmt: skip
         assert process.stdout
         line = process.stdout.readline()

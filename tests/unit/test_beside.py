@@ -30,7 +30,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setattr(beside, "REFUSAL", tmp_path / "beside" / "failed.txt")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site-packages")])
     for name in list(sys.modules):
-        if name.partition(".")[0] in ("diffusers", "peft", "transformers", "accelerate", "torch"):
+        if name.partition(".")[0] in ("diffusers", "peft", "smartcrop", "transformers", "accelerate", "torch"):
             monkeypatch.delitem(sys.modules, name)
 
     def make(packages: dict[str, str]) -> Path:
@@ -60,7 +60,7 @@ def test_nothing_is_missing_here() -> None:
     ],
 )
 def test_a_host_that_has_all_lacks_nothing(host: Make, packages: dict[str, str]) -> None:
-    host(packages)
+    host({"smartcrop": "0.5.0", **packages})
     assert beside.lacking() == []
     assert beside.missing() == ""
     before = list(sys.path)
@@ -115,7 +115,7 @@ def test_what_another_extension_has_loaded_counts_first(host: Make, monkeypatch:
 
 def test_what_is_missing_is_told_with_how_to_get_it(host: Make) -> None:
     host({"diffusers": "0.32.2", **A1111})
-    assert beside.lacking() == ["peft==0.13.2"]
+    assert beside.lacking() == ["peft==0.13.2", "smartcrop==0.5.0"]
     told = beside.missing()
     assert told.startswith("A training needs peft, which this WebUI lacks: start it once while there is a network")
     assert f'"{sys.executable}" "{beside.EXTENSION / "install.py"}" beside.' in told
@@ -148,6 +148,22 @@ def test_a_package_that_is_not_whole_is_not_there(host: Make) -> None:
     assert beside.missing().startswith("A training needs peft, which")
     shutil.rmtree(beside.PACKAGES / "diffusers")
     assert beside.missing().startswith("A training needs diffusers and peft, which")
+
+
+def test_what_only_an_option_needs_keeps_no_training_from_starting(host: Make) -> None:
+    site = host({"smartcrop": "0.4.0", **A1111})
+    put("diffusers==0.31.0", "peft==0.13.2")
+    assert beside.missing() == ""
+    assert beside.lacking() == ["diffusers==0.31.0", "peft==0.13.2"], "the host's own stays, whichever it is"
+    shutil.rmtree(site)
+    assert beside.lacking()[-1] == "smartcrop==0.5.0"
+    assert beside.missing() == ""
+    beside.bring_optional()
+    assert find_spec("smartcrop") is None
+    put("smartcrop==0.5.0")
+    beside.bring_optional()
+    assert _place("smartcrop") == beside.PACKAGES
+    assert sys.path == [str(site)], "diffusers and peft come with the first training, not before"
 
 
 def test_another_version_beside_is_not_the_one_that_was_tried(host: Make) -> None:

@@ -119,9 +119,9 @@ def test_a_run_with_class_images_is_resumed_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"data__mask_floor": 0.5}, "data.mask_floor is 0.5, but no mask counts: turn data.masked_loss on"),
-        ({"data__prior_weight": 0.5}, "data.prior_weight is 0.5, but there are no regularisation images"),
-        ({"data__class_prompt": "a cat"}, "data.class_prompt is 'a cat', but there are no regularisation images"),
+        ({"data__mask_floor": 0.5}, "data.mask_floor is 0.5, but counts only where data.masked_loss is true"),
+        ({"data__prior_weight": 0.5}, "data.prior_weight is 0.5, .* or set data.regularization"),
+        ({"data__class_prompt": "a cat"}, "data.class_prompt is 'a cat', .* or set data.regularization"),
         ({"data__masked_loss": True}, "data.masked_loss is on, but no image of .* has a mask"),
         ({"data__regularization": "{}/pictures/class"}, "lie in one another"),
         ({"data__regularization": "{}"}, "lie in one another"),

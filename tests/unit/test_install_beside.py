@@ -17,7 +17,7 @@ from tests.test_layers import PACKAGE, imported, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 # The newest that import beside A1111's pins: pipelines of diffusers 0.32 and all of peft 0.14 do not.
-WANTED = ("diffusers==0.31.0", "peft==0.13.2")
+WANTED = ("diffusers==0.31.0", "peft==0.13.2", "smartcrop==0.5.0")
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_what_the_host_lacks_comes_beside_it_once(extension: Extension) -> None:
     first = extension.start()
     assert first.code == 0
     assert first.told == (
-        f"LoRA Trainer: put diffusers 0.31.0 and peft 0.13.2 into {extension.folder / 'beside'}; nothing of the "
-        "WebUI's own was changed.\n"
+        "LoRA Trainer: put diffusers 0.31.0, peft 0.13.2 and smartcrop 0.5.0 into "
+        f"{extension.folder / 'beside'}; nothing of the WebUI's own was changed.\n"
     )
     assert extension.holds() == list(WANTED)
     assert extension.freeze() == before
@@ -113,9 +113,10 @@ def test_without_a_host_nothing_happens(extension: Extension) -> None:
 
 def test_only_what_is_lacking_is_put_there(extension: Extension, tmp_path: Path) -> None:
     write_installed(tmp_path / "reforge", "diffusers", "0.32.2")
-    assert "put peft 0.13.2 into" in extension.start(path=tmp_path / "reforge").told
-    assert extension.holds() == ["peft==0.13.2"]
+    assert "put peft 0.13.2 and smartcrop 0.5.0 into" in extension.start(path=tmp_path / "reforge").told
+    assert extension.holds() == ["peft==0.13.2", "smartcrop==0.5.0"]
     write_installed(tmp_path / "reforge", "peft", "0.9.0")
+    write_installed(tmp_path / "reforge", "smartcrop", "0.4.0")
     shutil.rmtree(extension.packages)
     assert extension.start(path=tmp_path / "reforge").told == "", "another one would never be found; the tab says so"
     assert not extension.packages.exists()
@@ -126,8 +127,8 @@ def test_offline_the_host_starts_and_the_reason_is_kept(extension: Extension) ->
     reason = "the package index was not reached; is there a network?"
     assert offline.code == 0
     assert offline.told == (
-        "LoRA Trainer: diffusers 0.31.0 and peft 0.13.2 could not be put beside the WebUI, which starts without: "
-        f"{reason}\n"
+        "LoRA Trainer: diffusers 0.31.0, peft 0.13.2 and smartcrop 0.5.0 could not be put beside the WebUI, which "
+        f"starts without: {reason}\n"
     )
     assert extension.refusal.read_text().strip() == reason
     assert [path.name for path in (extension.folder / "beside").iterdir()] == ["failed.txt"]
@@ -151,7 +152,7 @@ def test_a_broken_installation_is_made_anew(extension: Extension) -> None:
     (extension.packages / "diffusers" / "content.py").write_text("WHO", encoding="utf-8")  # a copy that was cut off
     left = extension.folder / "beside" / "new-killed"
     (left / "packages").mkdir(parents=True)
-    assert "put diffusers 0.31.0 and peft 0.13.2" in extension.start().told
+    assert "put diffusers 0.31.0, peft 0.13.2 and smartcrop 0.5.0" in extension.start().told
     assert (extension.packages / "diffusers" / "content.py").read_text() == 'WHOSE = "diffusers"\n'
     assert not left.exists()
 
@@ -178,8 +179,8 @@ def test_nothing_else_is_needed_that_a1111_lacks() -> None:
     """Its requirements_versions.txt and launcher (v1.10.1) with what these bring; the rest is beside, or optional."""
     listed = {"PIL", "accelerate", "fastapi", "gradio", "numpy", "open_clip", "psutil", "safetensors", "torch",
               "torchvision", "transformers"}  # fmt: skip
-    brought = {"ftfy", "huggingface_hub", "regex", "starlette", "tokenizers", "tqdm", "uvicorn", "yaml"}
-    optional = {"onnxruntime", "smartcrop"}  # whoever asks for a tagger or for focal crops is told what they want
+    brought = {"ftfy", "huggingface_hub", "jinja2", "regex", "starlette", "tokenizers", "tqdm", "uvicorn", "yaml"}
+    optional = {"bitsandbytes", "gguf", "onnxruntime", "pyarrow"}  # who asks for what needs it is told
     beside = {requirement.partition("==")[0] for requirement in WANTED}
     theirs = {"modules", "networks"}
     used = {

@@ -433,3 +433,27 @@ def test_a_folder_for_records_that_cannot_be_written_costs_the_memory_and_not_th
     assert job.state == "done"
     assert "could not be written" in caplog.text
     registry.close(1)
+
+
+def test_lists_of_values_are_queued_as_runs_that_know_each_other(tmp_path, registry):
+    asked = raw(tmp_path, train__steps=4, output__save_steps=0)
+    asked["output"]["directory"] = str(tmp_path / "swept")
+    asked["network"]["rank"] = [2, 4]
+    first, second = registry.sweep(asked)
+    until(lambda: first.ended and second.ended)
+    assert first.state == second.state == "done"
+    assert [job.task.place.values for job in (first, second)] == [{"network.rank": 2}, {"network.rank": 4}]
+    assert first.task.place.sweep == second.task.place.sweep
+    assert [job.files[-1].parent.name for job in (first, second)] == ["rank2", "rank4"]
+    assert first.status.mean_loss == first.status.loss, "a tenth of four steps is one step"
+    registry.close(60)  # the last record is written when a job has ended, not before
+    later = Registry(home(tmp_path))
+    assert [later.job(job.id).task.place.values["network.rank"] for job in (first, second)] == [2, 4]
+
+
+def test_a_sweep_with_a_fault_in_one_run_queues_none(tmp_path, registry):
+    asked = raw(tmp_path)
+    asked["model"]["base"] = [asked["model"]["base"], str(tmp_path / "nowhere.safetensors")]
+    with pytest.raises(PlainError, match="nowhere"):
+        registry.sweep(asked)
+    assert registry.jobs() == []

@@ -247,10 +247,10 @@ def test_the_average_is_what_is_written_and_drawn(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"optimizer__kind": "schedule_free", "train__ema": 0.9}, "keeps an average"),
-     ({"optimizer__kind": "schedule_free", "train__schedule": "linear"}, "works at a constant rate"),
+    [({"optimizer__kind": "schedule_free", "train__ema": 0.9}, "ema is 0.9, but counts only where"),
+     ({"optimizer__kind": "schedule_free", "train__schedule": "linear"}, "schedule is .linear., but counts only"),
      ({"optimizer__kind": "prodigy", "network__loraplus_ratio": 4.0, "train__text_encoder_learning_rate": 0.0},
-      "one learning rate for all parameters"),
+      "network.loraplus_ratio is 4.0, but counts only where optimizer.kind is not prodigy"),
      ({"optimizer__kind": "prodigy", "train__text_encoder_learning_rate": 0.5}, "one learning rate for all parts")],
 )  # fmt: skip
 def test_an_optimizer_with_what_it_cannot_use_is_refused(tmp_path, options, told):

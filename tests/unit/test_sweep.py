@@ -10,7 +10,7 @@ from lora_trainer.contracts import Finished, Stepped, Told
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.cli import main
 from lora_trainer.jobs.run import Controls
-from lora_trainer.jobs.sweep import settings_of, sweep
+from lora_trainer.jobs.sweep import sweep
 from tests.builders.runs import small_run
 
 BASE = {"train_data_dir": "pictures/cats", "output_dir": "out/cat"}
@@ -44,7 +44,7 @@ def test_a_flag_takes_the_list_of_a_file_away():
 
 
 def test_two_settings_of_one_name_are_told_apart_by_their_section():
-    (first, *_) = variants(BASE | {"train.seed": [1, 2], "samples.seed": [3, 4]})
+    (first, *_) = variants(BASE | {"train.seed": [1, 2], "samples.seed": [3, 4], "samples.prompts": ["a cat"]})
     assert first.label == "train_seed1-samples_seed3"
 
 
@@ -94,9 +94,9 @@ def test_every_run_is_trained_into_its_own_folder_and_the_table_tells_of_each(tm
 
 def test_runs_without_a_seed_share_one_and_a_seed_that_is_given_stays():
     without = variants(BASE | {"lora_rank": [2, 4]})
-    assert len({load(settings_of(variant)).train.seed for variant in without} - {None}) == 1
+    assert len({load(variant.raw).train.seed for variant in without} - {None}) == 1
     given = variants(BASE | {"lora_rank": [2, 4], "train.seed": 7})
-    assert {load(settings_of(variant)).train.seed for variant in given} == {7}
+    assert {load(variant.raw).train.seed for variant in given} == {7}
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):

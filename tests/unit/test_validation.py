@@ -57,7 +57,7 @@ def test_a_folder_is_held_out_and_a_part_of_the_data_set_is_taken_from_it(tmp_pa
 @pytest.mark.parametrize(
     ("options", "told"),
     [({"validation__folder": "somewhere"}, "one way or the other"),
-     ({"validation__share": 0.0, "validation__patience": 2}, "nothing is held out"),
+     ({"validation__share": 0.0, "validation__patience": 2}, "only where validation.share or"),
      ({"validation__share": 0.0, "validation__folder": "PICTURES"}, "leaves none to train on")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(tmp_path, options, told):

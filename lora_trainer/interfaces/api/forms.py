@@ -49,6 +49,8 @@ def job_form(job: Job) -> dict[str, Any]:
         "step": status.step,
         "total_steps": status.total_steps,
         "loss": status.loss,
+        "mean_loss": status.mean_loss,
+        "sweep": _place(job.training) if job.training else None,
         "message": status.message,
         "files": files,
         "seconds_per_step": pace,
@@ -58,6 +60,12 @@ def job_form(job: Job) -> dict[str, Any]:
         "trigger": job.task.trigger,
         "resumable": job.resumable,
     })  # fmt: skip
+
+
+def _place(training: Training) -> dict[str, Any] | None:
+    """Which runs it is to be compared with, and in what it differs from them."""
+    place = training.place
+    return {"id": place.sweep, "values": place.values} if place else None
 
 
 def _sample(training: Training) -> dict[str, Any] | None:

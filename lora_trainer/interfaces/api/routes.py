@@ -116,8 +116,11 @@ class _Desk:
     async def submit(self, request: Request) -> Response:
         raw = await mapping_of(request)
         resume = switch_of(request, "resume")
-        job = await run_in_threadpool(lambda: self._registry.submit(raw, resume=resume))
-        return answer({"id": job.id})
+        if resume:
+            job = await run_in_threadpool(lambda: self._registry.submit(raw, resume=True))
+            return answer({"id": job.id, "ids": [job.id]})
+        jobs = await run_in_threadpool(lambda: self._registry.sweep(raw))
+        return answer({"id": jobs[0].id, "ids": [job.id for job in jobs]})
 
     async def jobs(self, request: Request) -> Response:
         forms = await run_in_threadpool(lambda: [job_form(job) for job in self._registry.jobs()])

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.config.leaves import leaves
 from lora_trainer.config.load import ConfigError, load
 from lora_trainer.config.presets import steps_of
+from lora_trainer.config.sweep import variants
 from lora_trainer.contracts import PlainError
-from lora_trainer.interfaces.ui.fields import elem_id, label, raw_of, shown_of
+from lora_trainer.interfaces.ui.fields import elem_id, label, lends, raw_of, shown_of
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.plan import Plan
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 
 
-def asked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the form asks for, without what its strength will add."""
-    raw = raw_of(values)
+def asked(values: Mapping[str, Any], *, lent: bool = False) -> dict[str, Any]:
+    """The settings that the form asks for, without what its strength will add; `lent` as in `applies.counts`."""
+    raw = raw_of(values, lent=lent)
     if "data.folder" in raw:  # as file managers copy it: blanks and quotes around
         raw["data.folder"] = raw["data.folder"].strip().strip('"').strip()
     return {path: value for path, value in raw.items() if path != "data.folder" or value}
@@ -39,28 +40,29 @@ def planned(registry: Registry, values: Mapping[str, Any]) -> Answer:
 
     "form" and "strength" go along for the browser to remember.
     """
-    raw, strength = asked(values), values.get("strength")
+    raw, strength = asked(values, lent=lends(registry.host)), values.get("strength")
     form = {"form": raw, "strength": strength}
     if "data.folder" not in raw:
         return {"kind": "empty"} | form
     try:
-        plan, _ = with_strength(registry, raw, strength)
+        several = [variant.raw for variant in variants(raw)] or [raw]
+        plans = [with_strength(registry, one, strength)[0] for one in several]
     except PlainError as error:
         return faults(error) | form
-    return told(registry, plan) | form
+    return _together([told(registry, plan) for plan in plans]) | form
 
 
 def started(registry: Registry, values: Mapping[str, Any]) -> Answer:
     """The id of the job that was begun or queued, or the faults that kept it from it."""
-    raw = asked(values)
+    raw = asked(values, lent=lends(registry.host))
     try:
         if "data.folder" not in raw:
             raise PlainError("No folder with images is named; name one, or drop images into the form.")
-        _, raw = with_strength(registry, raw, values.get("strength"))
-        job = registry.submit(raw, by_page=True)
+        strength = values.get("strength")
+        jobs = registry.sweep(raw, by_page=True, settled=lambda one: with_strength(registry, one, strength)[1])
     except PlainError as error:
         return faults(error)
-    return {"kind": "started", "id": job.id}
+    return {"kind": "started", "id": jobs[0].id}
 
 
 def with_strength(registry: Registry, raw: dict[str, Any], strength: str | None) -> tuple[Plan, dict[str, Any]]:
@@ -88,7 +90,9 @@ def _of_images(plan: RunPlan) -> Plan:
 
 
 def told(registry: Registry, plan: Plan) -> Answer:
-    """The plan in numbers; the page makes the sentence, in its language."""
+    """The plan in numbers; the page makes the sentence, in its language. "unoffered" are the fields it hides."""
+    from lora_trainer.jobs.fits import unoffered
+
     decided = {choice.name: choice.value for choice in plan.choices}
     found = plan.scan
     return {
@@ -104,7 +108,14 @@ def told(registry: Registry, plan: Plan) -> Answer:
         "prediction": decided.get("prediction", plan.lent.facts.prediction),
         "notes": list(plan.notes),
         "choices": [choice._asdict() for choice in plan.choices],
+        "unoffered": [elem_id(path) for path in unoffered(plan.family, plan.lent)],
     }
+
+
+def _together(plans: list[Answer]) -> Answer:
+    """One answer for all runs of a sweep: what the first of them does, and how long they take together."""
+    seconds = [plan["seconds"] for plan in plans]
+    return plans[0] | {"runs": len(plans), "together": None if None in seconds else sum(seconds)}
 
 
 def faults(error: PlainError) -> Answer:

@@ -8,11 +8,20 @@ from typing import Any
 
 import gradio as gr
 
+from lora_trainer.config.applies import needs, without_idle
 from lora_trainer.config.leaves import Leaf, leaves
-from lora_trainer.config.options import RunConfig
+from lora_trainer.config.options import GIVEN, RunConfig
+from lora_trainer.config.tasks import IMAGES, applies
 from lora_trainer.config.values import Unfit, value_of
+from lora_trainer.contracts import Host
+from lora_trainer.hosts.standalone import Standalone
 
 _LINES = 2  # of a text field that takes a list, one item a line
+
+
+def lends(host: Host) -> bool:
+    """Whether the host has a model of its own loaded, so that none need be named."""
+    return not isinstance(host, Standalone)
 
 
 def elem_id(path: str) -> str:
@@ -82,8 +91,11 @@ def _as_it_was(line: str) -> str:
     return re.sub(r"\\(\\n|n)", lambda found: found[1] if found[1] != "n" else "\n", line)
 
 
-def raw_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the fields say, by path, for `load`: settings that are empty or stand at their default are left out."""
+def raw_of(values: Mapping[str, Any], *, lent: bool = False) -> dict[str, Any]:
+    """What the fields say, by path, for `load`: settings that are empty or stand at their default are left out.
+
+    So is what does not count with the others, since the page does not show it. `lent` as in `applies.counts`.
+    """
     raw: dict[str, Any] = {}
     for leaf in leaves():
         if leaf.path not in values:
@@ -93,7 +105,27 @@ def raw_of(values: Mapping[str, Any]) -> dict[str, Any]:
         unsaid = found is None and not (leaf.optional and leaf.default is not None)
         if not unsaid and found != default:
             raw[leaf.path] = found
-    return raw
+    return without_idle(raw, lent=lent)
+
+
+def rules(*, lent: bool) -> dict[str, list[dict[str, Any]]]:
+    """For the page's script: by element what must stand in other elements for it to be shown. `lent` as above.
+
+    Values as the elements have them; null stands for anything but empty, 0 and off.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for leaf in leaves():
+        for need in needs(leaf.option, lent=lent):
+            values = None if need.values == GIVEN else [_in_element(value) for value in need.values]
+            rule = {"of": [elem_id(path) for path in need.paths], "values": values, "but": need.but}
+            found.setdefault(elem_id(leaf.path), []).append(rule)
+    return found
+
+
+def _in_element(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value in ((), None) else str(value)
 
 
 def _value(leaf: Leaf, found: Any) -> Any:
@@ -103,7 +135,25 @@ def _value(leaf: Leaf, found: Any) -> Any:
     try:
         return value_of(leaf, found)
     except Unfit:
+        return _several(leaf, found)
+
+
+def _several(leaf: Leaf, found: Any) -> Any:
+    """The numbers in "8, 16, 32", which ask for a run with each; anything else as it is.
+
+    Between numbers with a point a comma needs its blank: "0,5" is how half of the world writes one half.
+    """
+    between = r"\s*[,;]\s*" if leaf.type is int else r"\s*;\s*|,\s+"
+    parts = re.split(between, str(found).strip()) if leaf.type in (int, float) else []
+    try:
+        return [value_of(leaf, part) for part in parts] if len(parts) > 1 else found
+    except Unfit:
         return found
+
+
+def takes_several(path: str) -> bool:
+    """Whether the setting's field is one for numbers, in which several can be written."""
+    return any(leaf.path == path and leaf.type in (int, float) and not leaf.choices for leaf in leaves())
 
 
 def shown_of(config: RunConfig) -> dict[str, Any]:
@@ -120,10 +170,20 @@ def value_at(config: RunConfig, path: str) -> Any:
 
 
 def sectioned(skip: Iterable[str] = ()) -> dict[str, tuple[Sequence[Leaf], Sequence[Leaf]]]:
-    """(plain, advanced) settings of each section, in the order of their definition, without those in `skip`."""
+    """(plain, advanced) settings of an image model by section, in the order of their definition, without `skip`."""
     left_out = set(skip)
     found: dict[str, tuple[list[Leaf], list[Leaf]]] = {}
     for leaf in leaves():
-        if leaf.path not in left_out:
+        if leaf.path not in left_out and applies(leaf, IMAGES):
             found.setdefault(leaf.section, ([], []))[leaf.option.advanced].append(leaf)
     return dict(found)
+
+
+def folds(skip: Iterable[str] = ()) -> dict[str, list[str]]:
+    """For the page's script: by element of a fold the elements in it, without the settings in `skip`."""
+    found: dict[str, list[str]] = {}
+    for section, (plain, advanced) in sectioned(skip).items():
+        found[elem_id(f"fold.{section or 'run'}")] = [elem_id(leaf.path) for leaf in (*plain, *advanced)]
+        if advanced:
+            found[elem_id(f"more.{section}")] = [elem_id(leaf.path) for leaf in advanced]
+    return found

@@ -14,8 +14,16 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.config.presets import FIRST_STRENGTH, FIRST_SUBJECT, STRENGTHS, SUBJECTS, subject, subject_of
 from lora_trainer.config.surfaces import TITLES
 from lora_trainer.contracts import Host
-from lora_trainer.hosts.standalone import Standalone
-from lora_trainer.interfaces.ui.fields import component, elem_id, sectioned, shown, shown_of, unsaved, value_at
+from lora_trainer.interfaces.ui.fields import (
+    component,
+    elem_id,
+    lends,
+    sectioned,
+    shown_of,
+    takes_several,
+    unsaved,
+    value_at,
+)
 from lora_trainer.interfaces.ui.versions import update
 
 _MODELS = (".safetensors", ".ckpt")  # what a checkpoint's name ends with
@@ -39,9 +47,15 @@ class Form(NamedTuple):
         """A row of values by path, with "subject" and "strength"."""
         return dict(zip([*self.by_path, "subject", "strength"], values, strict=True))
 
-    def filled(self, config: RunConfig, strength: str | None = None) -> list[Any]:
-        """A row of updates that shows a configuration, at normal strength unless one is given."""
+    def filled(
+        self, config: RunConfig, strength: str | None = None, lists: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Any]:
+        """A row of updates that shows a configuration, at normal strength unless one is given.
+
+        `lists` are values to be tried one after the other, by path; a field for numbers shows them all.
+        """
         values = shown_of(config)
+        values |= {path: ", ".join(map(str, several)) for path, several in (lists or {}).items() if takes_several(path)}
         return [
             *(update(value=values[path]) for path in self.by_path),
             update(value=subject_of(config)),
@@ -64,21 +78,6 @@ class Form(NamedTuple):
             return update()
         return update(value=proposals[name])
 
-    def fitting(self, path: str, value: Any) -> list[Any]:
-        """Updates of the settings that count only with some values of the one at `path`, in the order of `depending`.
-
-        What does not count any more goes back to its default: nobody could see what else it holds.
-        """
-        return [
-            update(visible=True) if value in (leaf.option.applies or {})[path]
-            else update(visible=False, value=shown(leaf, leaf.default))
-            for leaf in self.depending(path)
-        ]  # fmt: skip
-
-    def depending(self, path: str) -> list[Leaf]:
-        """The settings that count only with some values of the one at `path`."""
-        return [leaf for leaf in leaves() if path in (leaf.option.applies or {}) and leaf.path in self.by_path]
-
     @property
     def preset_components(self) -> list[Any]:
         """The components that a subject decides about."""
@@ -88,11 +87,6 @@ class Form(NamedTuple):
 def first_config() -> RunConfig:
     """What an untouched form stands for."""
     return load(subject(FIRST_SUBJECT).settings)
-
-
-def lends(host: Host) -> bool:
-    """Whether the host has a model of its own loaded, so that none need be named."""
-    return not isinstance(host, Standalone)
 
 
 def build(host: Host) -> Form:
@@ -178,5 +172,4 @@ def _put_all(made: dict[str, Any], group: Sequence[Leaf], config: RunConfig) -> 
 
 
 def _put(made: dict[str, Any], leaf: Leaf, config: RunConfig, **more: Any) -> None:
-    counts = all(value_at(config, path) in fitting for path, fitting in (leaf.option.applies or {}).items())
-    made[leaf.path] = component(leaf, value_at(config, leaf.path), **({} if counts else {"visible": False}), **more)
+    made[leaf.path] = component(leaf, value_at(config, leaf.path), **more)

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from lora_trainer.config.leaves import leaves
 from lora_trainer.config.load import dump_yaml, load
+from lora_trainer.config.sweep import apart
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.api.forms import taken_form
 from lora_trainer.interfaces.ui import answers, workshop
-from lora_trainer.interfaces.ui.fields import unsaved
+from lora_trainer.interfaces.ui.fields import folds, lends, rules, unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
-from lora_trainer.interfaces.ui.form import Form, build, build_advanced, lends
+from lora_trainer.interfaces.ui.form import Form, build, build_advanced
 from lora_trainer.interfaces.ui.sources import brought
 from lora_trainer.interfaces.ui.uploads import keep
 from lora_trainer.interfaces.ui.versions import listen, update
@@ -53,7 +52,8 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
             with gr.Column(scale=5, min_width=300, elem_id="lt_form"):
                 form = build(host)
                 start = unsaved(gr.Button("Start training", variant="primary", elem_id="lt_start"))
-                gr.HTML(_frame("lt_plan", host), elem_id="lt_plan_block")
+                offered = {"rules": rules(lent=lends(host)), "folds": folds(skip=form.by_path)}
+                gr.HTML(_frame("lt_plan", host, rules=json.dumps(offered)), elem_id="lt_plan_block")
                 gr.HTML('<div id="lt_tools"></div>', elem_id="lt_tools_block")
                 with gr.Accordion("Advanced options", open=False, elem_id="lt_advanced"):
                     build_advanced(form)
@@ -66,9 +66,11 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
     return blocks
 
 
-def _frame(name: str, host: Host) -> str:
-    lending = "yes" if lends(host) else "no"
-    return f'<div id="{escape(name)}" data-lends="{lending}" data-host="{escape(host.name)}"></div>'
+def _frame(name: str, host: Host, **data: str) -> str:
+    """An empty place that the script draws in, with what it should know."""
+    known = {"lends": "yes" if lends(host) else "no", "host": host.name, **data}
+    more = "".join(f' data-{key}="{escape(value)}"' for key, value in known.items())
+    return f'<div id="{escape(name)}"{more}></div>'
 
 
 def _wires() -> _Wires:
@@ -99,9 +101,6 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
     listen(start.click, begin, form.row, [wires.answer], js=_SUBMIT)
     listen(wires.buttons["save"].click, save, form.row, [wires.answer])
     listen(form.subject.input, form.preset, [form.subject], form.preset_components)
-    for path in {path for leaf in leaves() for path in leaf.option.applies or ()}:
-        depending = [form.by_path[leaf.path] for leaf in form.depending(path)]
-        listen(form.by_path[path].change, partial(form.fitting, path), [form.by_path[path]], depending)
     trigger, prompts = form.by_path["data.trigger"], form.by_path["samples.prompts"]
     for telling in (trigger.blur, form.subject.input):
         listen(telling, form.prompt, [trigger, prompts, form.subject], [prompts])
@@ -116,7 +115,8 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
             found = brought(json.loads(order), form.named(row), registry, host.paths())
         except PlainError as error:
             return [answers.stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
-        return [answers.stamped({"kind": "brought", "what": found.note}), *form.filled(found.config, found.strength)]
+        filled = form.filled(found.config, found.strength, found.lists)
+        return [answers.stamped({"kind": "brought", "what": found.note}), *filled]
 
     def dropped(files: Sequence[Any] | None, folder: str) -> list[Any]:
         if not files:
@@ -139,10 +139,10 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
 
 def _as_yaml(registry: Registry, values: dict[str, Any]) -> str:
     """What Start would run, as YAML; with its steps where there is a folder to count them from."""
-    raw = answers.asked(values)
+    raw, lists = apart(answers.asked(values, lent=lends(registry.host)))
     if "data.folder" in raw:
         _, raw = answers.with_strength(registry, raw, values.get("strength"))
-    return dump_yaml(load(raw))
+    return dump_yaml(load(raw), lists)
 
 
 def _from_here(request: gr.Request) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lora_trainer.config.load import LARGEST_FILE, load, read_yaml
 from lora_trainer.config.options import RunConfig
 from lora_trainer.config.presets import STRENGTHS
+from lora_trainer.config.sweep import apart
+from lora_trainer.config.tasks import TEXT
 from lora_trainer.contracts import HostPaths, PlainError
 from lora_trainer.interfaces.ui.answers import continued
 from lora_trainer.interfaces.ui.fields import raw_of, shown_of
@@ -27,6 +29,7 @@ class Brought(NamedTuple):
     config: RunConfig
     note: str  # what was done: "settings", "lora", "train on"; "" where nothing need be said
     strength: str | None = None
+    lists: Mapping[str, list[Any]] = {}  # by path: where several values are to be tried
 
 
 def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Registry, paths: HostPaths) -> Brought:
@@ -39,7 +42,8 @@ def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Regis
         return Brought(load(continued(registry, order["id"])), "train on")
     if source == "form":
         strength = order.get("strength")
-        return Brought(load(order["raw"]), "", strength if strength in {one.name for one in STRENGTHS} else None)
+        raw, lists = apart(order["raw"])
+        return Brought(load(raw), "", strength if strength in {one.name for one in STRENGTHS} else None, lists)
     text = str(order["text"])
     if len(text) > LARGEST_FILE:
         raise PlainError(f"{name} is too long for a configuration; choose a YAML file or a LoRA.")
@@ -48,10 +52,13 @@ def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Regis
     line = text.strip().strip('"')
     if line.endswith(".safetensors") and "\n" not in line:
         return Brought(_from_recipe(_recipe_of(line, paths), values), "lora")
-    config = load(read_yaml(text, name))
+    raw, lists = apart(read_yaml(text, name))
+    config = load(raw)
+    if config.task == TEXT:
+        raise PlainError(f"{name} trains a language model; bring it into the view 'Language model'.")
     if not config.model.base:  # as it is where a WebUI lends its model: the form's stays
         config = load(raw_of(shown_of(config) | {"model.base": values["model.base"]}))
-    return Brought(config, "settings")
+    return Brought(config, "settings", lists=lists)
 
 
 def _from_recipe(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:

@@ -1,0 +1,1 @@
+"""Causal language models: found, recognised and loaded from transformers folders and GGUF files, and asked."""
