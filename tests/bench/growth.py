@@ -2,9 +2,9 @@
 
     python tests/bench/growth.py [number of images]
 
-Processor seconds, so that a busy machine tells the same. Each column has twice the images of the one before; "growth" is
-that from the first to the third: 4 is in proportion, 16 would be the square. The images are different from each other,
-320 x 240 px JPEG with a caption file each, so that a search for copies has to look at all.
+Processor seconds, so that a busy machine tells the same. Each column has twice the images of the one before; "growth"
+is that from the first to the third: 4 is in proportion, 16 would be the square. The images are different from each
+other, 320 x 240 px JPEG with a caption file each, so that a search for copies has to look at all.
 """
 
 from __future__ import annotations
