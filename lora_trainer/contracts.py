@@ -184,6 +184,7 @@ class Batch:
     class_captions: tuple[str, ...] = ()  # the captions with the class in the trigger word's place, where it is asked
     class_text: TextStates | None = None  # None where the text encoders are trained, or no class is asked
     mask: Tensor | None = None  # (B, 1, h, w) float32: how much each latent cell counts, 0 to 1; None: all alike
+    opposite: Tensor | None = None  # (B, 4, h, w) float32: the pictures without what the slider adds; None: no pairs
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,13 @@ class Network(Protocol):
 
         It holds until the next call, because gradient checkpointing computes the batch again in the backward pass.
         Never called, nothing is dropped. Draws nothing from the process's random state.
+        """
+        ...
+
+    def weigh_by(self, weights: Sequence[float]) -> None:
+        """From now on the network acts on each sample of the batch at its own weight; with none at 1 on all.
+
+        It holds until the next call, as `drop_by` does and for the same reason; `scaled` goes before it.
         """
         ...
 
@@ -440,7 +448,7 @@ class HostPaths:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Pictures to draw: image i takes prompt i and seed + i."""
+    """Pictures to draw: image i takes prompt i and seed + i, with the LoRA at `weight`."""
 
     prompts: tuple[str, ...]
     negative: str
@@ -449,6 +457,7 @@ class SampleOrder:
     guidance: float
     seed: int
     clip_skip: int
+    weight: float = 1.0
 
 
 class Host(Protocol):
@@ -512,7 +521,7 @@ class Host(Protocol):
         ...
 
     def draw(self, order: SampleOrder, lora: Path | None) -> Sequence[Image] | None:
-        """Pictures as the host's users would get them, with the LoRA at weight 1; None where the host draws nothing.
+        """Pictures as the host's users would get them, with the LoRA where one is given; None where it draws nothing.
 
         To be called within `exclusive`. PNG text that the host would save stands in `image.info["parameters"]`.
         """

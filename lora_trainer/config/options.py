@@ -575,6 +575,55 @@ _HELD_OUT = {"validation.share or validation.folder": GIVEN}
 
 
 @dataclass(frozen=True, kw_only=True)
+class SliderConfig:
+    """A LoRA whose weight is a slider: +1 shows more of something, -1 less. docs/sliders.md has examples."""
+
+    positive: str = option(
+        "",
+        "What the slider shows more of, such as 'old person': with slider.negative a run learns the difference of two "
+        "prompts, from pictures that the base model draws by itself, or from those of data.folder.",
+        elsewhere=("positive_prompt",),
+    )
+    negative: str = option(
+        "",
+        "What it shows more of at a negative weight, such as 'young person'.",
+    )
+    target: str = option(
+        "",
+        "What the slider is to change, such as 'person'; empty changes everything.",
+        elsewhere=("target_class",),
+    )
+    strength: float = option(
+        3.0,
+        "How far weight 1 goes: this many times the difference of the prompts.",
+        low=0.1,
+        high=20.0,
+        advanced=True,
+        elsewhere=("guidance_strength",),
+    )
+    keep: tuple[str, ...] = option(
+        (),
+        "Words that are put in front of the prompts in turn, such as 'male' and 'female', so that the slider does not "
+        "go from one to the other.",
+        advanced=True,
+        elsewhere=("attributes",),
+    )
+    pictures: int = option(
+        12,
+        "How many pictures the base model draws to learn on, where data.folder is empty.",
+        unit="pictures",
+        low=1,
+        high=1000,
+        advanced=True,
+    )
+    opposite: str | None = option(
+        None,
+        "Folder with the pictures of data.folder before the change, under the same file names: weight 1 then shows "
+        "what data.folder shows, weight -1 what this one does; in place of the prompts.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Images that are not trained on, to tell learning from remembering."""
 
@@ -748,6 +797,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    slider: SliderConfig = field(default_factory=SliderConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)

@@ -27,6 +27,7 @@ TITLES = {  # section: heading of its group in `train --help` and docs/options.m
     "train": "training",
     "optimizer": "optimizer",
     "objective": "loss, noise and timesteps",
+    "slider": "slider from two prompts or two folders",
     "validation": "held-out images",
     "output": "output",
     "samples": "samples while training",

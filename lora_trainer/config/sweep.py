@@ -132,4 +132,5 @@ def _placed(raw: Mapping[str, Any], config: RunConfig, label: str) -> dict[str, 
 
 
 def _named_by_data(config: RunConfig) -> str:
-    return Path(config.data.folder).expanduser().resolve().name or "my_lora"
+    folder = config.data.folder
+    return (Path(folder).expanduser().resolve().name if folder else "") or "my_lora"

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import torch
 from lora_trainer.config.options import DataConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import Batch, Event, PlainError, Told
-from lora_trainer.data.buckets import Buckets
+from lora_trainer.data.buckets import Buckets, Crop
 from lora_trainer.data.captions import shape_caption, with_trigger
 from lora_trainer.data.framing import Framing
 from lora_trainer.data.hashes import CACHE_FOLDER
@@ -113,6 +113,13 @@ class DataSet:
         framings = {id(member.framing): member.framing for member in self._members}.values()
         return (*self._warnings(), *chain.from_iterable(framing.warnings() for framing in framings))
 
+    @property
+    def crops(self) -> dict[str, Crop]:
+        """How each image is scaled and cut as far as it is known by now, by its name."""
+        return {
+            member.item.name: picture.crop for member, picture in zip(self._members, self._pictures, strict=True)
+        }
+
     def focal_points_known(self) -> int:
         """How many images have a focal point before `prepare` looks for the others."""
         return sum(member.framing.focus_of(member.item) is not None for member in self._members)
@@ -165,7 +172,7 @@ class DataSet:
         )  # fmt: skip
         yield from cache.fill(self._pictures)
         if cache.damaged:
-            yield from self._leave_out(cache.damaged, "damaged")
+            yield from self.leave_out(cache.damaged, "damaged")
         yield from self._read_masks()
         texts = TextCache(encode_text) if encode_text else None
         if texts:
@@ -191,7 +198,7 @@ class DataSet:
         for text in (*masks.warnings, *(f"Left out: {fault}" for fault in masks.unusable.values())):
             yield Told(text, "warning")
         if masks.unusable:
-            yield from self._leave_out(masks.unusable, "without anything to learn")
+            yield from self.leave_out(masks.unusable, "without anything to learn")
         self._masks = masks
 
     def __call__(self, index: int) -> Batch:
@@ -270,7 +277,8 @@ class DataSet:
             rng=random.Random(sample_seed(self._seed, sample.position, "caption")),
         )
 
-    def _leave_out(self, unusable: dict[Path, str], what: str) -> Iterator[Event]:
+    def leave_out(self, unusable: Mapping[Path, str], what: str) -> Iterator[Event]:
+        """Go on without these images, each with its reason as a sentence; raises PlainError if none is left."""
         left = [member for member in self._members if member.item.path not in unusable]
         if {member.of_class for member in self._members} != {member.of_class for member in left}:
             first = next(iter(unusable.values()))

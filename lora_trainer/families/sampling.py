@@ -49,6 +49,12 @@ def _draw_one(
 ) -> Image:
     guided = guidance != 1  # at 1 the negative prompt cancels out
     text = base.encode_text([negative, prompt] if guided else [prompt], clip_skip)
+    return to_picture(base.decode_latents(draw_latents(base, text, size, steps, guidance, seed))[0])
+
+
+def draw_latents(base: BaseModel, text: TextStates, size: int, steps: int, guidance: float, seed: int) -> Tensor:
+    """One picture as latents (1, 4, h, w), drawn for one prompt, or for the second of two and away from the first."""
+    guided = len(text.context) > 1
     scheduler = make_scheduler(base)
     scheduler.set_timesteps(steps, device=base.device)
     cells = size // LATENT_CELL
@@ -60,7 +66,7 @@ def _draw_one(
             without, with_prompt = answer.chunk(2)
             answer = without + guidance * (with_prompt - without)
         latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
-    return to_picture(base.decode_latents(latents)[0])
+    return latents
 
 
 def _answer(base: BaseModel, latents: Tensor, timestep: Tensor, text: TextStates, size: int) -> Tensor:

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from lora_trainer.contracts import BaseModel, Event, Host, Network, Told
+from lora_trainer.contracts import BaseModel, Batch, Event, Host, Loss, Network, Told
+from lora_trainer.data.drawn import DrawnSet
 from lora_trainer.families.frozen_convolution import hasten
 from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
@@ -17,11 +18,13 @@ from lora_trainer.jobs.readers import unheard
 from lora_trainer.jobs.readied import Readied
 from lora_trainer.jobs.relief import IdleParts, image_ladder
 from lora_trainer.jobs.samples import SampleMaker
+from lora_trainer.jobs.sliding import Prompts, kind_of
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.networks.network import inject
 from lora_trainer.train.diffusion_loss import DiffusionLoss
 from lora_trainer.train.held_out import HeldOut
 from lora_trainer.train.pieces import Pieces
+from lora_trainer.train.slider_loss import PictureSlider, PromptSlider
 from lora_trainer.train.turns import Exclusive, in_turn
 
 
@@ -34,6 +37,7 @@ class ImageRun:
     control: HostControl
     begins: bool  # no state to go on from
     said: list[Told] = field(default_factory=list[Told])  # by what may not yield it itself
+    prompts: Prompts | None = None  # of a slider of two prompts
 
     def ready(self, borrowed: ExitStack) -> Generator[Event, None, Readied | None]:
         """Everything for the loop, or None when stop was ordered; what is put on comes off with `borrowed`."""
@@ -41,6 +45,8 @@ class ImageRun:
         base = yield from self._prepare()
         borrowed.callback(self.control.forget_base)
         if base is None or not (yield from self._add_unet(base)):
+            return None
+        if not (yield from self._draw_pictures(base)):
             return None
         options = replace(plan.config.network, alpha=plan.alpha)
         exclusive = self._exclusive(base)
@@ -61,7 +67,7 @@ class ImageRun:
         idle = IdleParts(base, self._idle(base))
         pieces = Pieces()
         return Readied(
-            batches=plan.data, loss=_loss(plan, base, network), network=network, exclusive=exclusive,
+            batches=plan.pairs or plan.data, loss=self._loss(base, network), network=network, exclusive=exclusive,
             sampler=SampleMaker(plan, base, network, self.host, idle),
             output=ImageOutput(plan, base, self.host, exclusive), validation=_validation(plan, base, network),
             pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said),
@@ -79,10 +85,15 @@ class ImageRun:
         encode_text = (lambda captions: frugal.text(captions, plan.clip_skip)) if frozen_text else None
         exclusive = self._exclusive(base)
         fingerprint = yield from in_turn(exclusive, self.control, lambda: base.fingerprint("vae"))
-        sets = [plan.data, *([plan.held_out] if plan.held_out else [])]
-        work = chain.from_iterable(
-            data.prepare(frugal.images, encode_text, fingerprint=fingerprint or "") for data in sets
-        )
+        sets = [plan.pairs or plan.data, *([plan.held_out] if plan.held_out else [])]
+        if kind_of(plan.config) == "prompts":
+            assert encode_text is not None  # `plan` leaves the text encoders frozen
+            self.prompts = Prompts(plan.config.slider)
+            spoken, encode_text = self.prompts.prepare(encode_text), None
+        else:
+            spoken = ()
+        prepared = (data.prepare(frugal.images, encode_text, fingerprint=fingerprint or "") for data in sets)
+        work = chain(spoken, chain.from_iterable(prepared))
         while event := (yield from in_turn(exclusive, self.control, lambda: next(work, None))):
             yield from self.overheard()
             yield event
@@ -134,6 +145,29 @@ class ImageRun:
             hasten(base.parts["unet"])
         return True
 
+    def _draw_pictures(self, base: BaseModel) -> Generator[Event, None, bool]:
+        """Have the base draw what a slider is learned on; False when stop was ordered meanwhile."""
+        plan = self.plan
+        if not isinstance(plan.data, DrawnSet) or self.prompts is None:
+            return True
+        exclusive, work = self._exclusive(base), plan.data.draw(self.prompts.latents(base, plan.seed))
+        while event := (yield from in_turn(exclusive, self.control, lambda: next(work, None))):
+            yield event
+            if self.control.take().stop:
+                return False
+        return not self.control.stopped()
+
+    def _loss(self, base: BaseModel, network: Network) -> Loss[Batch]:
+        plan, train = self.plan, self.plan.config.train
+        common = (base, network, plan.seed, train.min_snr_gamma, train.noise_offset, plan.config.objective)
+        if self.prompts is not None:
+            return PromptSlider(*common, plan.config.slider, self.prompts)
+        if plan.pairs is not None:
+            return PictureSlider(*common, lambda captions: base.encode_text(captions, plan.clip_skip))
+        return DiffusionLoss(
+            base, plan.seed, plan.clip_skip, train.min_snr_gamma, train.noise_offset, plan.config.objective, network
+        )
+
     def _exclusive(self, base: BaseModel) -> Exclusive:
         """The device and the base's parts as the host has them now; whoever waits for them gets them undivided."""
 
@@ -151,13 +185,6 @@ class ImageRun:
 
         self.control.base = base
         return held
-
-
-def _loss(plan: Plan, base: BaseModel, network: Network) -> DiffusionLoss:
-    return DiffusionLoss(
-        base, plan.seed, plan.clip_skip, plan.config.train.min_snr_gamma, plan.config.train.noise_offset,
-        plan.config.objective, network,
-    )  # fmt: skip
 
 
 def _validation(plan: Plan, base: BaseModel, network: Network) -> HeldOut | None:

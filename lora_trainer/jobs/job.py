@@ -10,7 +10,18 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
-from lora_trainer.contracts import Event, Finished, PlainError, Prepared, Saved, Skipped, Started, Stepped, Told
+from lora_trainer.contracts import (
+    Event,
+    Finished,
+    PlainError,
+    Prepared,
+    Saved,
+    Skipped,
+    Started,
+    Stepped,
+    Told,
+    Validated,
+)
 from lora_trainer.jobs.events import EventLog, Numbered, jsonable
 from lora_trainer.jobs.files import STATE_ENDING
 from lora_trainer.jobs.tasks import Chore, Task, Training, task_of
@@ -37,6 +48,8 @@ class Status:
     message: str
     seconds_per_step: float | None  # over the last steps
     mean_loss: float | None = None  # over the last tenth of the steps: a single step's says little
+    best_validation: float | None = None  # lowest loss on what is held out; None where nothing is
+    best_step: int | None = None  # at which it was
 
 
 class Job:
@@ -239,6 +252,8 @@ class Job:
                     )  # fmt: skip
                 case Skipped():
                     self._set(step=event.step, total_steps=event.steps)
+                case Validated() if event.best == event.step:
+                    self._set(best_validation=event.loss, best_step=event.step)
                 case Saved():
                     self._saved[event.path.absolute()] = None
                 case _:
@@ -288,7 +303,8 @@ class Job:
                 "last": self.log.last,
                 "saved": [str(path) for path in self._saved],
                 "status": {"state": status.state, "step": status.step, "total_steps": status.total_steps,
-                           "loss": status.loss, "message": status.message, "mean_loss": status.mean_loss},
+                           "loss": status.loss, "message": status.message, "mean_loss": status.mean_loss,
+                           "best_validation": status.best_validation, "best_step": status.best_step},
             }  # fmt: skip
 
     @classmethod

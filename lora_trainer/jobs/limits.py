@@ -15,6 +15,7 @@ from lora_trainer.contracts import Host, HostPaths, PlainError
 
 _PLACES = (
     "data.folder", "data.metadata", "data.regularization", "network.start_from", "validation.folder",
+    "slider.opposite",
     "output.directory",
 )  # fmt: skip
 _NAME = "output.name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ from lora_trainer.config.options import ModelConfig, RunConfig
 from lora_trainer.config.tasks import TEXT, check_task
 from lora_trainer.contracts import Family, Host, LentModel, PlainError
 from lora_trainer.data.dataset import DataSet
+from lora_trainer.data.drawn import DrawnSet, drawn_scan
+from lora_trainer.data.pairs import Pairs
 from lora_trainer.data.scan import Scan, scan
 from lora_trainer.demo.show import ASSETS
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
-from lora_trainer.jobs import method
+from lora_trainer.jobs import method, sliding
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
 from lora_trainer.jobs.fits import check_fits
@@ -46,6 +49,7 @@ class Plan(RunPlan):
     lent: LentModel
     scan: Scan
     data: DataSet
+    pairs: Pairs | None  # the same with the pictures opposite, for a slider of pictures
     held_out: DataSet | None  # what is measured on and not trained on
     resolution: int  # pixels
     clip_skip: int
@@ -64,7 +68,8 @@ class Plan(RunPlan):
 
     @property
     def data_digest(self) -> str:
-        return self.data.digest()
+        own = self.data.digest()
+        return hashlib.sha256(f"{own} {self.pairs.digest}".encode()).hexdigest() if self.pairs else own
 
     @property
     def smaller(self) -> str:
@@ -77,6 +82,8 @@ class Plan(RunPlan):
     @property
     def data_told(self) -> str:
         images = len(self.scan.items)
+        if isinstance(self.data, DrawnSet):
+            return f"{images} {'picture' if images == 1 else 'pictures'} that the base model draws"
         captioned = images - len(self.scan.missing_captions)
         share = "all" if captioned == images else captioned or "none"
         of_class = len(self.data.class_items)
@@ -125,17 +132,21 @@ def plan_run(
 def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, device: torch.device) -> Plan:
     """The plan of a run that trains an image model."""
     method.check(config)
+    sliding.check(config)
     lent = base_of(config.model, host)
     family = family_named(lent.facts.family)
-    found = _images(config)
     resolution = config.data.resolution or family.defaults.resolution
+    draws = sliding.draws_pictures(config)
+    found = drawn_scan(config.slider.pictures, resolution) if draws else _images(config)
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
     of_class = class_scan(config.data, found)
     trained, kept_back = hold_out(config, found)
-    data = DataSet(
+    data = DrawnSet(trained, config.data, resolution=resolution, seed=seed) if draws else DataSet(
         trained, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config),
         class_scan=of_class,
     )  # fmt: skip
+    others = sliding.opposite_of(config, trained)
+    pairs = Pairs(data, others, config.data, resolution=resolution, seed=seed) if others else None
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     clip_skip = config.model.clip_skip or family.defaults.clip_skip
@@ -153,8 +164,8 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     choices = (
         Choice("base model", f"{lent.name} ({family.title})", ""),
         Choice("prediction", _prediction(lent), lent.facts.reason),
-        Choice("images", _images_found(found), ""),
-        Choice("captions", _captions_found(found), ""),
+        *([] if draws else _found(found)),
+        *sliding.choice(config),
         Choice("resolution", f"{resolution} px", "" if config.data.resolution else f"what {family.title} was made for"),
         Choice("buckets", data.bucket_table(), ""),
         *data_choices(config.data, data),
@@ -172,14 +183,15 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         file_choice,
     )
     return Plan(
-        config=config, family=family, lent=lent, scan=found, data=data, held_out=held_out, files=files,
+        config=config, family=family, lent=lent, scan=found, data=data, pairs=pairs, held_out=held_out, files=files,
         device=device, dtype=dtype, processes=processes, seed=seed, resolution=resolution,
         clip_skip=clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(
-            *found.warnings, *class_warnings(of_class), *data.warnings, *unused_masks(config.data, data),
-            *_unwell(found, data, config.data.trigger), *unread_note(config.network.kind, host.name),
+            *sliding.heard(config, found.warnings), *class_warnings(of_class), *data.warnings,
+            *unused_masks(config.data, data),
+            *([] if draws else _unwell(found, data, config.data.trigger)), *unread_note(config.network.kind, host.name),
             *taken(file_choice), *method.advice(config),
         ),
     )  # fmt: skip
@@ -223,7 +235,10 @@ def _prediction(lent: LentModel) -> str:
 
 def _images(config: RunConfig) -> Scan:
     if not config.data.folder:
-        raise PlainError("No folder of images is named; give train_data_dir the folder with your pictures.")
+        raise PlainError(
+            "No folder of images is named; give train_data_dir the folder with your pictures, or slider.positive and "
+            "slider.negative two prompts."
+        )
     metadata = Path(config.data.metadata).expanduser() if config.data.metadata else None
     return scan(Path(config.data.folder).expanduser(), metadata)
 
@@ -233,15 +248,12 @@ def _unwell(found: Scan, data: DataSet, trigger: str) -> list[str]:
     return [told] if told else []
 
 
-def _images_found(found: Scan) -> str:
+def _found(found: Scan) -> list[Choice]:
     unreadable = f", {len(found.unreadable)} unreadable and left out" if found.unreadable else ""
-    return f"{len(found.items)}{unreadable}"
-
-
-def _captions_found(found: Scan) -> str:
     missing = len(found.missing_captions)
     sources = ", ".join(f"{count} from {source}" for source, count in found.sources.items())
-    return f"{len(found.items) - missing} found ({sources or 'none'}), {missing} missing"
+    told = f"{len(found.items) - missing} found ({sources or 'none'}), {missing} missing"
+    return [Choice("images", f"{len(found.items)}{unreadable}", ""), Choice("captions", told, "")]
 
 
 def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
@@ -254,8 +266,10 @@ def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:
 
 def _rates(config: RunConfig, family: Family) -> tuple[dict[str, float], Choice]:
     asked = config.train.text_encoder_learning_rate
-    text = family.defaults.text_encoder_learning_rate if asked is None else asked
     rates, reason = {"unet": config.train.learning_rate}, ""
+    if sliding.kind_of(config):
+        asked, reason = 0.0, "a slider is learned by the UNet alone"
+    text = family.defaults.text_encoder_learning_rate if asked is None else asked
     if KINDS[config.optimizer.kind].one_rate and asked is None and text > 0:
         text, reason = config.train.learning_rate, "the optimizer finds one rate for all"
     if text > 0:

@@ -48,7 +48,8 @@ class RunPlan(ABC):
     @property
     def data_name(self) -> str:
         """Name of the data set: its folder's, without the place."""
-        return Path(self.config.data.folder).expanduser().resolve().name
+        folder = self.config.data.folder
+        return Path(folder).expanduser().resolve().name if folder else ""
 
     @property
     def warmup_steps(self) -> int:

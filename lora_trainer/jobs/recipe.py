@@ -51,6 +51,7 @@ def recipe(plan: RunPlan) -> dict[str, Any]:
     config["data"]["folder"] = plan.data_name
     config["data"]["metadata"] = _last_part(plan.config.data.metadata)
     config["data"]["regularization"] = _last_part(plan.config.data.regularization)
+    config["slider"]["opposite"] = _last_part(plan.config.slider.opposite)
     config["model"]["base"] = plan.base_name
     config["network"]["start_from"] = _last_part(plan.config.network.start_from)
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,6 +14,7 @@ from lora_trainer.families.thrift import work_in_tiles
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.recipe import lora_metadata
 from lora_trainer.jobs.relief import IdleParts
+from lora_trainer.jobs.sliding import WEIGHTS, kind_of
 from lora_trainer.networks.file import write_lora
 from lora_trainer.train.memory import is_out_of_memory, let_go
 from lora_trainer.weights.write import write_whole
@@ -42,19 +43,32 @@ class SampleMaker:
         """One PNG for each prompt; None where no prompt is given."""
         if not self.wanted:
             return None
-        order = sample_order(self.plan)
-        images = self._by_host(order, step) or self._by_engine(order)
+        images: list[Image] = []
+        prompts: list[str] = []
+        for order in self._orders():
+            images += self._by_host(order, step) or self._by_engine(order)
+            at = f" at {order.weight:+g}" if self._slides and order.weight else " at 0" if self._slides else ""
+            prompts += [f"{prompt}{at}" for prompt in order.prompts]
         paths = tuple(self.plan.files.sample(step, index) for index in range(len(images)))
         for path, image in zip(paths, images, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, png_of(image))
-        return Sampled(step, paths, order.prompts)
+        return Sampled(step, paths, tuple(prompts))
+
+    @property
+    def _slides(self) -> bool:
+        return bool(kind_of(self.plan.config))
+
+    def _orders(self) -> list[SampleOrder]:
+        """The pictures to draw; of a slider at either end and in the middle."""
+        order = sample_order(self.plan)
+        return [replace(order, weight=weight) for weight in (WEIGHTS if self._slides else (1.0,))]
 
     def _by_engine(self, order: SampleOrder) -> Sequence[Image]:
         """Where memory runs out the pictures are decoded in tiles, smaller ones each time."""
         while True:
             try:
-                with self.idle.awake() if self.idle else nullcontext():
+                with self.idle.awake() if self.idle else nullcontext(), self.network.scaled(order.weight):
                     return draw(
                         self.base, order.prompts, order.negative, size=order.size, steps=order.sampling_steps,
                         guidance=order.guidance, seed=order.seed, clip_skip=order.clip_skip,
@@ -68,7 +82,7 @@ class SampleMaker:
         plan = self.plan
         if not self.host.draws or plan.lent.owned:  # a file, which is not what the host has loaded
             return None
-        if step == 0 and not plan.config.network.start_from:
+        if order.weight == 0 or (step == 0 and not plan.config.network.start_from):
             return self.host.draw(order, None)  # a fresh network changes nothing
         path = plan.files.drawn_with(step)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_trainer.config.load import load
 from lora_trainer.config.sweep import Variant
-from lora_trainer.contracts import Control, Event, Finished, Host, PlainError, Stepped, Told
+from lora_trainer.contracts import Control, Event, Finished, Host, PlainError, Stepped, Told, Validated
 from lora_trainer.data.caption_files import replace_text
 from lora_trainer.jobs.files import RunFiles
 from lora_trainer.jobs.planned import files_asked_for
@@ -26,6 +26,8 @@ class Result:
     outcome: str = "waiting"  # then "done", "stopped" or "failed"
     steps: int = 0
     loss: float | None = None  # mean of the last tenth of the steps
+    best_validation: float | None = None  # lowest loss on what is held out; None where nothing is
+    best_step: int = 0  # at which it was
     seconds_per_step: float | None = None
     file: str = ""
     text: str = ""  # what the run said at its end
@@ -41,6 +43,9 @@ class Result:
             last = self._losses[-max(1, round(len(self._losses) * _LAST)) :]
             self.loss = sum(last) / len(last)
             self.seconds_per_step = self._seconds / len(self._losses)
+        elif isinstance(event, Validated):
+            if event.best == event.step:  # not so in a run gone on with whose best was before: its loss is not told
+                self.best_validation, self.best_step = event.loss, event.step
         elif isinstance(event, Finished):
             self.outcome, self.text = event.outcome, event.text
             self.file = str(event.path) if event.path else ""
@@ -51,6 +56,8 @@ class Result:
             "outcome": self.outcome,
             "steps": str(self.steps or ""),
             "loss": "" if self.loss is None else f"{self.loss:.5f}",
+            "best_validation": "" if self.best_validation is None else f"{self.best_validation:.5f}",
+            "best_step": "" if self.best_validation is None else str(self.best_step),
             "seconds_per_step": "" if self.seconds_per_step is None else f"{self.seconds_per_step:.3f}",
             "file": self.file,
         }
@@ -104,10 +111,13 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
 
 
 def table_text(results: Sequence[Result]) -> str:
-    """The results for a terminal, those with the lowest loss first."""
-    order = sorted(results, key=lambda r: (r.loss is None, r.loss or 0.0))
-    rows = [{name: cell for name, cell in result.row().items() if name not in ("run", "file")} for result in order]
-    names = list(rows[0])
+    """The results for a terminal, the best first: by what is held out where every run has that, else by the loss."""
+    losses = [result.loss for result in results]
+    if all(result.best_validation is not None for result in results if result.outcome != "waiting"):
+        losses = [result.best_validation for result in results]
+    places = sorted(range(len(results)), key=lambda place: (losses[place] is None, losses[place] or 0.0))
+    rows = [results[place].row() for place in places]
+    names = [name for name in rows[0] if name not in ("run", "file") and any(row[name] for row in rows)]
     wide = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
     lines = ["  ".join(name.ljust(wide[name]) for name in names)]
     lines += ["  ".join(row[name].ljust(wide[name]) for name in names) for row in rows]
@@ -143,6 +153,8 @@ def _recall(result: Result, row: dict[str, str]) -> None:
     result.outcome, result.file = "done", row.get("file", "")
     result.steps = int(row["steps"]) if row.get("steps", "").isdecimal() else 0
     result.loss = _number(row.get("loss", ""))
+    result.best_validation = _number(row.get("best_validation", ""))
+    result.best_step = int(row["best_step"]) if row.get("best_step", "").isdecimal() else 0
     result.seconds_per_step = _number(row.get("seconds_per_step", ""))
 
 

@@ -31,6 +31,8 @@ class Acting:
     def __init__(self, dropout: float = 0.0, rank_dropout: float = 0.0, module_dropout: float = 0.0) -> None:
         self.weight = 1.0  # 0 is the base, 1 what is trained
         self.seeds: tuple[int, ...] = ()  # of the samples in the batch; without them nothing is dropped
+        self._rows: tuple[float, ...] = ()  # weights of the samples in the batch; without them all are alike
+        self._by_row: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}  # made once, not in every layer
         self.resting = False  # nothing is dropped, whatever the seeds
         self.dropout = dropout
         self.rank_dropout = rank_dropout
@@ -39,12 +41,30 @@ class Acting:
     @contextmanager
     def at(self, weight: float) -> Generator[None, None, None]:
         """Within it the network acts at `weight`, and drops nothing."""
-        outside = self.weight, self.resting
-        self.weight, self.resting = weight, True
+        outside = self.weight, self.resting, self._rows
+        self.weight, self.resting, self._rows = weight, True, ()
         try:
             yield
         finally:
-            self.weight, self.resting = outside
+            self.weight, self.resting, self._rows = outside
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Let the samples of a batch be acted upon at these weights from now on; none: all at the network's."""
+        self._rows = tuple(weights)
+        self._by_row.clear()
+
+    def row_weights(self, like: Tensor) -> Tensor | None:
+        """Weights (B, 1, ...) in as many dimensions as `like`; None where all rows are alike."""
+        if not self._rows:
+            return None
+        rows = like.shape[0]
+        if rows % len(self._rows):
+            raise ValueError(f"{rows} rows cannot be shared out among the weights of {len(self._rows)} samples")
+        key = rows, like.device, like.dtype
+        if key not in self._by_row:
+            weights = torch.tensor(self._rows, dtype=like.dtype, device=like.device)
+            self._by_row[key] = weights.repeat_interleave(rows // len(self._rows))
+        return self._by_row[key].view(-1, *[1] * (like.dim() - 1))
 
     @property
     def drops_modules(self) -> bool:
@@ -102,6 +122,9 @@ class Adapter(nn.Module, ABC):
         """The base's output with the update's at the network's weight; rows whose module is dropped without it."""
         if self.acting.weight != 1:
             delta = delta * self.acting.weight
+        weights = self.acting.row_weights(delta)
+        if weights is not None:
+            delta = delta * weights
         kept = self.module_kept(delta)
         if kept is not None:
             delta = delta * kept

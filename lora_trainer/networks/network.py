@@ -155,6 +155,10 @@ class AdaptedNetwork:
         """From now on the samples of a batch are dropped from, each by its own seed; see contracts.Network."""
         self._acting.seeds = tuple(seeds)
 
+    def weigh_by(self, weights: Sequence[float]) -> None:
+        """From now on the samples of a batch are acted upon at these weights; see contracts.Network."""
+        self._acting.weigh(weights)
+
     def eject(self) -> None:
         """Take every layer off; modules, flags and weights are as they were before. A second call does nothing."""
         for before in self._before:

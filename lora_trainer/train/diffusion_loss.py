@@ -48,24 +48,14 @@ class DiffusionLoss:
         text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
         predicted = self.base.predict(noisy, timesteps, text, sizes)
         wanted = target(self.base.facts.prediction, latents, noise, alphas)
-        error = self._error(predicted, wanted, timesteps, alphas, None if batch.mask is None else batch.mask.to(device))
+        mask = None if batch.mask is None else batch.mask.to(device)
+        error = weighed_error(
+            self.base, self.objective, self.min_snr_gamma, predicted, wanted, timesteps=timesteps, mask=mask
+        )
         loss = (error * batch.weights.to(device)).mean()
         if self.objective.preserve > 0:
             loss = loss + self.objective.preserve * self._drift(batch, noisy, timesteps, sizes)
         return loss
-
-    def _error(
-        self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, alphas: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """Loss (B,) of each sample, of each cell as much as the mask says, weighted by its timestep."""
-        objective = self.objective
-        deltas = None
-        if objective.loss != "l2":
-            count = len(self.base.alphas_cumprod)
-            deltas = huber_deltas(objective.huber_schedule, objective.huber_delta, timesteps, alphas, count)
-        error = mean_error(error_map(objective.loss, predicted.float(), wanted, deltas), mask)
-        factors = weights(objective.weighting, self.base.facts.prediction, alphas, self.min_snr_gamma)
-        return error if factors is None else error * factors
 
     def _drift(self, batch: Batch, noisy: Tensor, timesteps: Tensor, sizes: Tensor) -> Tensor:
         """Squared distance from what the base model itself makes of the same noisy latents for the class's caption.
@@ -85,3 +75,18 @@ class DiffusionLoss:
 
     def _class_text(self, batch: Batch) -> TextStates:
         return batch.class_text or self.base.encode_text(batch.class_captions, self.clip_skip)
+
+
+def weighed_error(
+    base: BaseModel, objective: ObjectiveConfig, gamma: float, predicted: Tensor, wanted: Tensor,
+    *, timesteps: Tensor, mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Loss (B,) of each sample, of each cell as much as the mask says, weighted by its timestep."""
+    alphas = base.alphas_cumprod.to(timesteps.device)[timesteps]
+    deltas = None
+    if objective.loss != "l2":
+        count = len(base.alphas_cumprod)
+        deltas = huber_deltas(objective.huber_schedule, objective.huber_delta, timesteps, alphas, count)
+    error = mean_error(error_map(objective.loss, predicted.float(), wanted, deltas), mask)
+    factors = weights(objective.weighting, base.facts.prediction, alphas, gamma)
+    return error if factors is None else error * factors

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lora_trainer.config.load import ConfigError, dump
-from lora_trainer.contracts import Finished, PlainError, Prepared, Sampled, Saved, Started, Stepped, Told
+from lora_trainer.contracts import Finished, PlainError, Prepared, Sampled, Saved, Started, Stepped, Told, Validated
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.jobs import registry as registry_module
 from lora_trainer.jobs.job import Job, WrongMoment
@@ -436,7 +436,7 @@ def test_a_folder_for_records_that_cannot_be_written_costs_the_memory_and_not_th
 
 
 def test_lists_of_values_are_queued_as_runs_that_know_each_other(tmp_path, registry):
-    asked = raw(tmp_path, train__steps=4, output__save_steps=0)
+    asked = raw(tmp_path, train__steps=4, output__save_steps=0, validation__share=0.2, validation__every=2)
     asked["output"]["directory"] = str(tmp_path / "swept")
     asked["network"]["rank"] = [2, 4]
     first, second = registry.sweep(asked)
@@ -446,8 +446,12 @@ def test_lists_of_values_are_queued_as_runs_that_know_each_other(tmp_path, regis
     assert first.task.place.sweep == second.task.place.sweep
     assert [job.files[-1].parent.name for job in (first, second)] == ["rank2", "rank4"]
     assert first.status.mean_loss == first.status.loss, "a tenth of four steps is one step"
+    looks = [one.event for one in first.log.after(0, 1000) if isinstance(one.event, Validated)]
+    best = min(looks, key=lambda look: look.loss)
+    assert (first.status.best_validation, first.status.best_step) == (best.loss, best.step)
     registry.close(60)  # the last record is written when a job has ended, not before
     later = Registry(home(tmp_path))
+    assert later.job(first.id).status.best_validation == best.loss
     assert [later.job(job.id).task.place.values["network.rank"] for job in (first, second)] == [2, 4]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lora_trainer.config.load import ConfigError, dump, load
 from lora_trainer.config.sweep import variants
-from lora_trainer.contracts import Finished, Stepped, Told
+from lora_trainer.contracts import Finished, Stepped, Told, Validated
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.cli import main
 from lora_trainer.jobs.run import Controls
@@ -158,3 +158,36 @@ def test_the_command_line_shows_and_trains_a_sweep(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "cli").glob("*/cli-rank?.safetensors")) == [
         "cli-rank2.safetensors", "cli-rank4.safetensors",
     ]  # fmt: skip
+
+
+def test_the_table_tells_the_best_on_held_out_images_and_puts_the_best_run_first(tmp_path):
+    settings = dump(small_run(tmp_path, train__steps=4, validation__share=0.2, validation__every=2))
+    settings["train"]["learning_rate"] = [0.3, 1e-4]  # the first of them spoils what it is measured on
+    seen = {}
+    number = 0
+    for event in sweep(variants(settings), host=Standalone(), control=Controls()):
+        if isinstance(event, Told) and event.text.startswith("Run "):
+            number += 1
+        elif isinstance(event, Validated):
+            seen.setdefault(number, []).append((event.loss, event.step))
+    assert isinstance(event, Finished)
+    with next((tmp_path / "out").rglob("*-sweep.csv")).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row, looks in zip(rows, seen.values(), strict=True):
+        assert (row["best_validation"], row["best_step"]) == (f"{min(looks)[0]:.5f}", str(min(looks)[1]))
+    lines = event.text.splitlines()
+    assert "best_validation" in lines[1]
+    firsts = [float(line.split()[lines[1].split().index("best_validation")]) for line in lines[2:]]
+    assert firsts == sorted(firsts)
+
+
+def test_a_sweep_without_held_out_images_shows_no_column_for_them(tmp_path):
+    settings = dump(small_run(tmp_path, train__steps=1))
+    settings["network"]["rank"] = [2, 4]
+    *_, end = sweep(variants(settings), host=Standalone(), control=Controls())
+    assert "best_validation" not in end.text
+
+
+def test_a_sweep_of_a_slider_without_a_folder_is_not_named_by_the_place_it_began_in():
+    (first, _) = variants({"slider.positive": "old", "slider.negative": "new", "lora_rank": [4, 8]})
+    assert load(first.raw).output.name == "my_lora-rank4"

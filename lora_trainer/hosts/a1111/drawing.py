@@ -49,7 +49,7 @@ def _one(model: Any, order: SampleOrder, index: int, lora: Path | None) -> Image
         return None
     process = processing.StableDiffusionProcessingTxt2Img(
         sd_model=model,
-        prompt=with_lora(order.prompts[index], lora),
+        prompt=with_lora(order.prompts[index], lora, order.weight),
         negative_prompt=order.negative,
         seed=order.seed + index,
         sampler_name=sd_samplers.visible_sampler_names()[0],  # what the page offers first
@@ -73,11 +73,11 @@ def _one(model: Any, order: SampleOrder, index: int, lora: Path | None) -> Image
     return image
 
 
-def with_lora(prompt: str, lora: Path | None) -> str:
+def with_lora(prompt: str, lora: Path | None, weight: float = 1.0) -> str:
     """The prompt as a user would write it to have the LoRA."""
     if lora is None or f"<lora:{lora.stem}:" in prompt:
         return prompt
-    return f"{prompt} <lora:{lora.stem}:1>"
+    return f"{prompt} <lora:{lora.stem}:{weight:g}>"
 
 
 def _keeps(model: Any) -> bool:

@@ -50,6 +50,8 @@ def job_form(job: Job) -> dict[str, Any]:
         "total_steps": status.total_steps,
         "loss": status.loss,
         "mean_loss": status.mean_loss,
+        "best_validation": status.best_validation,
+        "best_step": status.best_step,
         "sweep": _place(job.training) if job.training else None,
         "message": status.message,
         "files": files,
