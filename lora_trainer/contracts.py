@@ -158,9 +158,13 @@ class Family(Protocol):
         ...
 
     def adopt(
-        self, lent: LentModel, device: torch.device, dtype: torch.dtype, parts: Iterable[str] | None = None
+        self, lent: LentModel, device: torch.device, dtype: torch.dtype, parts: Iterable[str] | None = None,
+        bits: Literal[8, 4] | None = None,
     ) -> BaseModel:
-        """Build modules on `meta` and assign the lent tensors; nothing is copied where device and dtype agree."""
+        """Build modules on `meta` and assign the lent tensors; nothing is copied where device and dtype agree.
+
+        `bits` asks for a UNet held in so few a weight, which only an owned model's can be.
+        """
         ...
 
     def module_of(self, kohya_name: str) -> tuple[str, str] | None:

@@ -63,6 +63,12 @@ class ModelConfig:
     zero_terminal_snr: Literal["auto", "yes", "no"] = option(
         "auto", "Whether the noise schedule ends in pure noise; 'auto' reads it from the checkpoint.", advanced=True
     )
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "none",
+        "Hold the frozen UNet in 8 or 4 bits a weight: less memory, slower, and what is learned fits the full model a "
+        "little less well; only of a file, never of the checkpoint that a WebUI lends.",
+        advanced=True,
+    )
     clip_skip: int | None = option(
         None,
         "Take the text states this many layers from the end (1 = last), as 'Clip skip' in the WebUI does.",
@@ -423,6 +429,13 @@ class TrainConfig:
         "Compute the attention in slices, for devices whose attention keeps all its scores; 'auto' does so where the "
         "memory asks for it and it helps.",
         advanced=True,
+    )
+    compile: bool = option(
+        False,
+        "Try torch.compile on the model's blocks, and keep it where the steps are faster with it; compiling takes a "
+        "minute or more, and a run that is resumed may decide otherwise.",
+        advanced=True,
+        elsewhere=("torch_compile",),
     )
     seed: int | None = option(
         None, "Seed of noise, order and dropout; empty draws one and records it.", low=0, high=2**31 - 1, alias="seed"

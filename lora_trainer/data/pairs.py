@@ -87,6 +87,11 @@ class Pairs:
         """Micro-batch `index`, from 0, with the pictures opposite; all tensors on the CPU."""
         return replace(self._data(index), opposite=self._others(index).latents)
 
+    def heaviest(self) -> Batch:
+        """As `DataSet.heaviest`; its own pictures stand for those opposite, which have the same sizes."""
+        batch = self._data.heaviest()
+        return replace(batch, opposite=batch.latents.clone())
+
 
 class _Others(DataSet):
     """The pictures opposite, in the order of the data set and cut as it cuts its own."""

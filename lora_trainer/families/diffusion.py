@@ -23,6 +23,7 @@ from lora_trainer.contracts import (
     TensorInfo,
     TextStates,
 )
+from lora_trainer.families.few_bits import Bits
 from lora_trainer.families.fingerprint import fingerprint
 from lora_trainer.families.ldm_names import UNET_PREFIX, VAE_PREFIX, UnetNames, VaeNames
 from lora_trainer.families.lending import Loan
@@ -80,11 +81,13 @@ class DiffusionFamily(ABC):
         """The spelling of a UNet module's path that the hosts read in this family's LoRA files."""
 
     def adopt(
-        self, lent: LentModel, device: torch.device, dtype: torch.dtype, parts: Iterable[str] | None = None
-    ) -> DiffusionBase:
+        self, lent: LentModel, device: torch.device, dtype: torch.dtype, parts: Iterable[str] | None = None,
+        bits: Bits | None = None,
+    ) -> DiffusionBase:  # fmt: skip
         """Build modules on `meta` and assign the lent tensors; nothing is copied where device and dtype agree.
 
-        All parts by default. Raises PlainError where the checkpoint is not whole, or its facts contradict each other.
+        All parts by default; of an owned model the UNet with so few `bits` a weight as are asked for. Raises
+        PlainError where the checkpoint is not whole, or its facts contradict each other.
         """
         if lent.facts.zero_terminal_snr and lent.facts.prediction == "epsilon":
             raise PlainError(
@@ -94,7 +97,7 @@ class DiffusionFamily(ABC):
         base = DiffusionBase(self, lent, device, dtype)
         for part in ("unet", "vae", *self.text_parts) if parts is None else parts:
             precision = torch.float32 if part == "vae" else dtype  # in fp16 SDXL's VAE overflows
-            loan = Loan(lent.tensors, device, precision, owned=lent.owned)
+            loan = Loan(lent.tensors, device, precision, owned=lent.owned, bits=bits if part == "unet" else None)
             base.put(part, self._build(part, lent.header, loan), loan)
         return base
 

@@ -40,7 +40,8 @@ def hasten(part: nn.Module) -> int:
 def _suits(convolution: nn.Conv2d) -> bool:
     window, stride = convolution.kernel_size, convolution.stride
     return (
-        convolution.weight.dtype == torch.float32
+        "weight" in convolution._parameters  # and not unpacked from few bits for each use
+        and convolution.weight.dtype == torch.float32
         and convolution.weight.is_contiguous()
         and window in ((1, 1), (3, 3))
         and stride[0] == stride[1]

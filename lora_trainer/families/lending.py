@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_trainer.contracts import LdmPlace, ModelAway, PlainError
+from lora_trainer.families.few_bits import Bits, hold, suits
 
 View = Callable[[Tensor], Tensor]  # another shape on the same storage: rows, a turned matrix
 
@@ -30,8 +31,13 @@ class Loan:
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, *, owned: bool = True
-    ) -> None:
+        self, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, *, owned: bool = True,
+        bits: Bits | None = None,
+    ) -> None:  # fmt: skip
+        """`bits`: hold large weights in so few; only owned ones, a host's stay as they are."""
+        if bits and not owned:
+            raise ValueError("a host's weights cannot be held in few bits")
+        self._bits: Bits | None = bits
         self.device = device
         self.dtype = dtype
         self._tensors = tensors
@@ -55,6 +61,9 @@ class Loan:
                 f"The checkpoint's {key} gives the shape {tuple(tensor.shape)} where its neighbours ask for "
                 f"{tuple(empty.shape)}; the file is damaged or of an unknown kind."
             )
+        if self._bits and leaf == "weight" and suits(owner, tensor):
+            hold(owner, tensor.to(self.device), self._bits, self.dtype)
+            return
         if self._owned:
             tensor = tensor.to(device=self.device, dtype=self.dtype)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 
 from lora_trainer.contracts import LdmPlace, PlainError, TensorInfo
 from lora_trainer.families.ldm_names import UNET_PREFIX, UnetNames
@@ -110,6 +111,14 @@ def build_unet(loan: Loan, header: Mapping[str, TensorInfo], heads: Heads) -> UN
     for name, place in places.items():
         loan.place(unet, name, place.key)
     return unet.eval()
+
+
+def repeated_blocks(unet: nn.Module) -> list[nn.Module]:
+    """The blocks of which a UNet has many of a kind."""
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
+    return [module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResnetBlock2D))]
 
 
 def _depth(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:

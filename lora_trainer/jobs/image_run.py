@@ -10,6 +10,7 @@ from itertools import chain
 from lora_trainer.contracts import BaseModel, Batch, Event, Host, Loss, Network, Told
 from lora_trainer.data.drawn import DrawnSet
 from lora_trainer.families.frozen_convolution import hasten
+from lora_trainer.families.unet import repeated_blocks
 from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
@@ -71,6 +72,8 @@ class ImageRun:
             sampler=SampleMaker(plan, base, network, self.host, idle),
             output=ImageOutput(plan, base, self.host, exclusive), validation=_validation(plan, base, network),
             pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said),
+            heaviest=(plan.pairs or plan.data).heaviest, heaviest_told=plan.heaviest_told,
+            blocks=repeated_blocks(base.parts["unet"]),
         )  # fmt: skip
 
     def _prepare(self) -> Generator[Event, None, BaseModel | None]:
@@ -128,7 +131,7 @@ class ImageRun:
         plan = self.plan
 
         def adopt() -> BaseModel:
-            base = plan.family.adopt(plan.lent, plan.device, plan.dtype, parts)
+            base = plan.family.adopt(plan.lent, plan.device, plan.dtype, parts, plan.bits)
             if self.host.contended():
                 base.let_go()
             return base

@@ -19,6 +19,7 @@ from lora_trainer.data.drawn import DrawnSet, drawn_scan
 from lora_trainer.data.pairs import Pairs
 from lora_trainer.data.scan import Scan, scan
 from lora_trainer.demo.show import ASSETS
+from lora_trainer.families.few_bits import BYTES_A_WEIGHT, Bits
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs import method, sliding
@@ -36,7 +37,10 @@ from lora_trainer.jobs.planned import (
 )
 from lora_trainer.jobs.readers import unread_note
 from lora_trainer.jobs.validating import hold_out, look_interval, measured_on, validation_choice
+from lora_trainer.train.memory import in_gigabytes
 from lora_trainer.train.optimizer_kinds import KINDS
+
+_BITS: dict[str, Bits | None] = {"none": None, "8bit": 8, "4bit": 4}
 
 __all__ = ["Choice", "Plan", "files_asked_for", "plan_run"]
 
@@ -72,12 +76,18 @@ class Plan(RunPlan):
         return hashlib.sha256(f"{own} {self.pairs.digest}".encode()).hexdigest() if self.pairs else own
 
     @property
+    def bits(self) -> Bits | None:
+        """Bits of a frozen weight of the UNet; None: as the precision has them."""
+        return _BITS[self.config.model.quantize]
+
+    @property
     def smaller(self) -> str:
-        return f"a resolution below {self.resolution}"
+        less = f"a resolution below {self.resolution}"
+        return f"{less}, or model.quantize: 4bit" if self.lent.owned and self.bits != 4 else less
 
     @property
     def pace_key(self) -> str:
-        return f"{self.family.name} {self.resolution}px {self.config.data.cache}"
+        return f"{self.family.name} {self.resolution}px {self.config.data.cache} {self.config.model.quantize}"
 
     @property
     def data_told(self) -> str:
@@ -93,6 +103,12 @@ class Plan(RunPlan):
     @property
     def size_told(self) -> str:
         return f"at {self.resolution} px"
+
+    @property
+    def heaviest_told(self) -> str:
+        """ "512 x 768 px, batch of 2": the largest bucket."""
+        width, height = max(self.data.bucket_counts(), key=lambda size: size[0] * size[1])
+        return f"{width} x {height} px, batch of {self.config.data.batch_size}"
 
     @property
     def text_rate(self) -> float:
@@ -176,6 +192,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("optimizer", *method.optimizer(config)),
         Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
+        *_few_bits(config, lent),
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
         save_choice,
@@ -254,6 +271,20 @@ def _found(found: Scan) -> list[Choice]:
     sources = ", ".join(f"{count} from {source}" for source, count in found.sources.items())
     told = f"{len(found.items) - missing} found ({sources or 'none'}), {missing} missing"
     return [Choice("images", f"{len(found.items)}{unreadable}", ""), Choice("captions", told, "")]
+
+
+def _few_bits(config: RunConfig, lent: LentModel) -> list[Choice]:
+    bits = _BITS[config.model.quantize]
+    if bits is None:
+        return []
+    if not lent.owned:
+        raise PlainError(
+            f"model.quantize: {config.model.quantize} was asked, but {lent.name} is the WebUI's own, which is never "
+            "changed; name the checkpoint's file in base_model, or set model.quantize: none."
+        )
+    names = [info for key, info in lent.header.items() if key.startswith(UNET_PREFIX)]
+    size = sum(math.prod(info.shape) for info in names) * BYTES_A_WEIGHT[bits]
+    return [Choice("UNet in memory", f"{bits} bits a weight, about {in_gigabytes(size)}", "asked for")]
 
 
 def _lent_dtype(lent: LentModel) -> tuple[torch.dtype, Choice]:

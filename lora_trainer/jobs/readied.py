@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import nn
 
 from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled, Validation
 from lora_trainer.train.ladder import Ladder
@@ -57,6 +59,9 @@ class Readied:
     validation: Validation | None = None  # None where nothing is held out
     pieces: Pieces = field(default_factory=Pieces)  # how micro-batches go through the model
     ladder: Ladder | None = None  # what to do where memory does not suffice; None: the run ends
+    heaviest: Callable[[], Any] | None = None  # the micro-batch that takes most; None: nothing is tried before the run
+    heaviest_told: str = ""  # it in words
+    blocks: Sequence[nn.Module] = ()  # parts of the model that repeat, each of which can be compiled by itself
 
 
 class Preparation(Protocol):

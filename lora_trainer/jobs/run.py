@@ -22,11 +22,13 @@ from lora_trainer.jobs.readied import Preparation, Readied
 from lora_trainer.jobs.recipe import resumable_facts, what_changed, write_recipe
 from lora_trainer.jobs.record import recorded
 from lora_trainer.jobs.writer import Writer
+from lora_trainer.train.compiling import try_compiled
 from lora_trainer.train.control import Controls
 from lora_trainer.train.ladder import Ladder
 from lora_trainer.train.loop import Outcome, Pace, StepBroken, Work, fit, sampled
 from lora_trainer.train.optimizers import RatePlan, Updater
 from lora_trainer.train.processes import AcceleratedProcesses, OneProcess, Processes
+from lora_trainer.train.rehearsal import Rehearsal, make_fit
 from lora_trainer.train.state import restore
 from lora_trainer.train.watch import Watch
 from lora_trainer.weights.write import remove_leftovers, why_not_written
@@ -134,6 +136,17 @@ class _Job:
         ladder = readied.ladder or Ladder(plan.device, ())
         for measure in ladder.again(self.saved.state.measures if self.saved else ()):
             yield Told(f"As before the pause: {measure}.")
+        if readied.heaviest:
+            rehearsal = Rehearsal(
+                readied.heaviest, readied.heaviest_told, readied.loss, readied.pieces, updater, self.processes
+            )
+            goes_on = yield from make_fit(rehearsal, ladder, readied.exclusive, self.control, plan.smaller)
+            if not goes_on:
+                yield _NOTHING_DONE
+                return
+            if config.compile:
+                step, exclusive = rehearsal.measure, readied.exclusive
+                yield from try_compiled(readied.blocks, step, exclusive, self.control, plan.device)
         work = Work(
             batches=readied.batches, loss=readied.loss, network=network, updater=updater, control=self.control,
             processes=self.processes, exclusive=readied.exclusive,

@@ -13,6 +13,7 @@ from torch import Tensor
 from lora_trainer.config.options import ObjectiveConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import BaseModel, Batch, Network, TextStates
+from lora_trainer.train.memory import sent
 from lora_trainer.train.noise import draw
 from lora_trainer.train.objective import add_noise, error_map, huber_deltas, mean_error, target, weights
 
@@ -39,20 +40,20 @@ class DiffusionLoss:
             self.objective, self.seed, batch.positions, batch.latents.shape[1:],
             count=len(self.base.alphas_cumprod), offset=self.noise_offset,
         )  # fmt: skip
-        latents, noise, timesteps = batch.latents.to(device), drawn.noise.to(device), drawn.timesteps.to(device)
-        alphas = self.base.alphas_cumprod.to(device)[timesteps]
-        noisy = add_noise(latents, drawn.shown.to(device), alphas)
-        sizes = batch.sizes.to(device)
+        latents, noise, timesteps = (sent(each, device) for each in (batch.latents, drawn.noise, drawn.timesteps))
+        alphas = sent(self.base.alphas_cumprod[drawn.timesteps], device)
+        noisy = add_noise(latents, sent(drawn.shown, device), alphas)
+        sizes = sent(batch.sizes, device)
         if self.network is not None:
             self.network.drop_by([sample_seed(self.seed, position, "dropout") for position in batch.positions])
-        text = batch.text or self.base.encode_text(batch.captions, self.clip_skip)
+        text = _sent(batch.text, device) or self.base.encode_text(batch.captions, self.clip_skip)
         predicted = self.base.predict(noisy, timesteps, text, sizes)
         wanted = target(self.base.facts.prediction, latents, noise, alphas)
-        mask = None if batch.mask is None else batch.mask.to(device)
+        mask = None if batch.mask is None else sent(batch.mask, device)
         error = weighed_error(
             self.base, self.objective, self.min_snr_gamma, predicted, wanted, timesteps=timesteps, mask=mask
         )
-        loss = (error * batch.weights.to(device)).mean()
+        loss = (error * sent(batch.weights, device)).mean()
         if self.objective.preserve > 0:
             loss = loss + self.objective.preserve * self._drift(batch, noisy, timesteps, sizes)
         return loss
@@ -71,10 +72,10 @@ class DiffusionLoss:
             kept = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
         predicted = self.base.predict(noisy, timesteps, self._class_text(batch), sizes)
         error = (predicted.float() - kept.float()).square().mean(dim=(1, 2, 3))
-        return (error * batch.weights.to(error.device)).mean()
+        return (error * sent(batch.weights, error.device)).mean()
 
     def _class_text(self, batch: Batch) -> TextStates:
-        return batch.class_text or self.base.encode_text(batch.class_captions, self.clip_skip)
+        return _sent(batch.class_text, self.base.device) or self.base.encode_text(batch.class_captions, self.clip_skip)
 
 
 def weighed_error(
@@ -82,7 +83,7 @@ def weighed_error(
     *, timesteps: Tensor, mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Loss (B,) of each sample, of each cell as much as the mask says, weighted by its timestep."""
-    alphas = base.alphas_cumprod.to(timesteps.device)[timesteps]
+    alphas = sent(base.alphas_cumprod, timesteps.device)[timesteps]
     deltas = None
     if objective.loss != "l2":
         count = len(base.alphas_cumprod)
@@ -90,3 +91,9 @@ def weighed_error(
     error = mean_error(error_map(objective.loss, predicted.float(), wanted, deltas), mask)
     factors = weights(objective.weighting, base.facts.prediction, alphas, gamma)
     return error if factors is None else error * factors
+
+
+def _sent(text: TextStates | None, device: torch.device) -> TextStates | None:
+    if text is None:
+        return None
+    return TextStates(sent(text.context, device), None if text.pooled is None else sent(text.pooled, device))

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lora_trainer.contracts import (
     Batches,
@@ -31,10 +32,11 @@ from lora_trainer.contracts import (
     Validated,
     Validation,
 )  # fmt: skip
-from lora_trainer.train.memory import is_out_of_memory, let_go, peak_memory
+from lora_trainer.train.memory import is_out_of_memory, let_go
 from lora_trainer.train.optimizers import Updater
 from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.processes import Processes
+from lora_trainer.train.reading import Numbers, Reading, on_their_way
 from lora_trainer.train.state import TrainingState, capture, restore
 from lora_trainer.train.told import in_words
 from lora_trainer.train.turns import Exclusive, in_turn
@@ -55,6 +57,10 @@ class Pace:
     save_every: int  # steps; 0: never
     sample_every: int  # steps; 0: never
     validate_every: int = 0  # steps; 0: never
+
+    def due(self, done: int) -> bool:
+        """Whether anything is to be done after `done` steps."""
+        return any(_due(done, every) for every in (self.save_every, self.sample_every, self.validate_every))
 
 
 # Given the steps done and the error: says what it does, returns whether the step may be tried again.
@@ -106,15 +112,20 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
     if start == 0:
         yield from _validated(pace, work, 0)
     good = _captured(work, start)
-    skipped, step, owed = 0, start, Orders()
+    reading = Reading(work.updater.overflow_is_curable, work.watch.stepped if work.watch else lambda loss: None)
+    step, owed = start, Orders()
     while step < pace.steps:
+        if work.control.paused():
+            yield from reading.finish()
         orders = yield from _orders(work, step)
         orders = Orders(orders.stop, orders.save or owed.save, orders.sample or owed.sample)
         if work.processes.any(orders.stop):
+            yield from reading.finish()
             return Outcome("stopped", _captured(work, step))
         try:
             result = yield from _tried(pace, work, step)
         except _Unfinished as broken:
+            yield from reading.finish()
             if not is_out_of_memory(broken.error):
                 raise StepBroken(_captured(work, step)) from broken.error
             if broken.half_done:  # some of the weights may be a step ahead
@@ -127,21 +138,15 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
             step, owed = back, orders
             continue
         if result is None:
+            yield from reading.finish()
             return Outcome("stopped", _captured(work, step))
         done = step + 1
-        if isinstance(result, Skipped):
-            curable = math.isfinite(result.loss) and work.updater.overflow_is_curable()
-            skipped += not curable
-            yield replace(result, in_a_row=skipped)
-            if skipped >= SKIPS_ALLOWED:
-                restore(good, work.network, work.updater)
-                return Outcome("diverged", good)
-        else:
-            skipped = 0
-            if work.watch:
-                work.watch.stepped(result.loss)
-            yield result
         last = done == pace.steps
+        yield from reading.take(result, now=last or orders.save or orders.sample or pace.due(done))
+        skipped = reading.skipped
+        if skipped >= SKIPS_ALLOWED:
+            restore(good, work.network, work.updater)
+            return Outcome("diverged", good)
         if not skipped and (last or _due(done, pace.validate_every)) and (yield from _validated(pace, work, done)):
             last = True
         if not skipped and not last and (orders.save or _due(done, pace.save_every)):
@@ -154,7 +159,7 @@ def fit(pace: Pace, work: Work, start: int = 0) -> Generator[Event, None, Outcom
     return Outcome("done", _captured(work, pace.steps))
 
 
-def _tried(pace: Pace, work: Work, step: int) -> Generator[Event, None, Stepped | Skipped | None]:
+def _tried(pace: Pace, work: Work, step: int) -> Generator[Event, None, Numbers | Stepped | Skipped | None]:
     """One step in its turn; memory that fails on the way there leaves the step undone too."""
     try:
         return (yield from in_turn(work.exclusive, work.control, partial(_one_step, pace, work, step)))
@@ -275,28 +280,29 @@ def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _one_step(pace: Pace, work: Work, step: int) -> Stepped | Skipped:
+def _one_step(pace: Pace, work: Work, step: int) -> Numbers | Stepped | Skipped:
+    """Gradients and update; the step's numbers as they are on their way, where the optimizer needs no word of them."""
     began = time.perf_counter()
-    updater, processes = work.updater, work.processes
+    updater = work.updater
+    late = updater.decides_itself
     try:
-        loss_value, norm_value = _gradients(pace, work, step)
+        values = _gradients(pace, work, step)
+        finite = torch.isfinite(values).all()
+        told = finite if late else bool(finite)  # the latter waits for the device
     except Exception as error:  # whatever it is: the weights are still those of the last whole step, and can be saved
         raise _Unfinished(error) from error
-    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     try:
-        rates = updater.update(step, finite)
+        rates = updater.update(step, told)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _Unfinished(error, half_done=True) from error
         raise
-    if not finite:
-        return Skipped(step + 1, pace.steps, loss_value, in_a_row=0)
-    seconds = time.perf_counter() - began
-    return Stepped(step + 1, pace.steps, loss_value, rates, norm_value, seconds, peak_memory(processes.device))
+    numbers = Numbers(step + 1, pace.steps, rates, began, work.processes.device, *on_their_way(values))
+    return numbers if late else numbers.read(began)
 
 
-def _gradients(pace: Pace, work: Work, step: int) -> list[float]:
-    """Accumulate and clip the gradients of one step; its loss, and the norm before clipping."""
+def _gradients(pace: Pace, work: Work, step: int) -> Tensor:
+    """Accumulate and clip the gradients of one step; (2,), its loss and the norm before clipping, on the device."""
     updater, processes = work.updater, work.processes
     updater.zero()
     total = torch.zeros((), device=processes.device)
@@ -318,8 +324,7 @@ def _gradients(pace: Pace, work: Work, step: int) -> list[float]:
     processes.average([*updater.gradients(), total])
     limit = pace.max_gradient_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(updater.parameters, limit)
-    # The step's only wait for the device.
-    return cast(list[float], torch.stack([total, norm.to(total.device)]).tolist())
+    return torch.stack([total, norm.to(total.device)])
 
 
 class _Unfinished(Exception):

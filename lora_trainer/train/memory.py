@@ -56,6 +56,26 @@ def let_go(device: torch.device, error: BaseException | None = None) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif device.type == "cpu":
+        give_back_to_the_system()
+
+
+def give_back_to_the_system() -> None:
+    """What was freed in the CPU's memory; glibc keeps it else."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # no glibc: macOS, musl; Windows, where None names no library
+        return
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. To CUDA from pinned memory: from any other the process would wait for all that the
+    device still has to do."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # --- how much there is -----------------------------------------------------------------------------------------------
@@ -148,9 +168,11 @@ def watched(device: torch.device) -> Generator[Taken, None, None]:
 
 
 def _process_memory() -> int:
+    """Without the pages of mapped files (a checkpoint's), which the system takes back when it needs them."""
     import psutil
 
-    return int(psutil.Process().memory_info().rss)
+    used: Any = psutil.Process().memory_info()
+    return int(used.rss - getattr(used, "shared", 0))
 
 
 def _mps_memory() -> int:
@@ -159,5 +181,5 @@ def _mps_memory() -> int:
 
 
 def in_gigabytes(count: float) -> str:
-    """ "5.1 GB"; 1 GB is 2**30 bytes, as graphics cards and task managers count."""
-    return f"{count / 2**30:.1f} GB"
+    """ "5.1 GB", "12 MB"; 1 GB is 2**30 bytes, as graphics cards and task managers count."""
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 / 10 else f"{count / 2**20:.0f} MB"

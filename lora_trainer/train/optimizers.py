@@ -68,9 +68,11 @@ class Updater:
         """`ema` is the decay of the weights' moving average, 0 for none. Raises PlainError where the optimizer that
         `options` name is not to be had."""
         options = options or OptimizerConfig()
+        self._options, self._weight_decay = options, weight_decay
         self.rates = rates
         self._kind = KINDS[options.kind]
         self._rated = [(group.part, group.rate) for group in groups]
+        self._sizes = [len(group.parameters) for group in groups]
         if self._kind.one_rate and len({factor for _, factor in self._rated}) > 1:
             raise PlainError(
                 f"optimizer.kind: {self._kind.name} finds one learning rate for all parameters, but LoRA+ gives some "
@@ -81,6 +83,15 @@ class Updater:
         self.average = Average(self.parameters, ema) if ema > 0 else None
         self._scaled = scale_loss
         self._scale = LossScale() if scale_loss else LossScale(1.0)
+
+    @property
+    def decides_itself(self) -> bool:
+        """Whether `update` can be told by a tensor on the device whether the step counts, so that nobody waits for it.
+
+        So it is for one kernel on a CUDA device. A loss scale and a moving average have to know in the process.
+        """
+        on_device = all(parameter.is_cuda for parameter in self.parameters)
+        return on_device and self._kind.name == "adamw" and not self._scaled and self.average is None
 
     @property
     def averages(self) -> bool:
@@ -104,8 +115,10 @@ class Updater:
                 gradient.mul_(1.0 / self._scale.scale)
         return gradients
 
-    def update(self, step: int, finite: bool) -> dict[str, float]:
+    def update(self, step: int, finite: bool | Tensor) -> dict[str, float]:
         """Move the parameters with the rates of the 0-based `step`; not finite: only the loss scale learns of it.
+
+        A tensor (one boolean on the parameters' device) is not waited for: the optimizer's kernel looks itself.
 
         Returns the learning rate of each part; of an optimizer that finds it by itself, what it has found.
         """
@@ -113,14 +126,34 @@ class Updater:
         groups = self._optimizer.param_groups
         for (part, factor), group in zip(self._rated, groups, strict=True):
             group["lr"] = rates[part] * factor
-        if finite:
+        if isinstance(finite, Tensor):
+            optimizer = cast(Any, self._optimizer)
+            # What torch's GradScaler sets for fused optimizers (torch/amp/grad_scaler.py, _maybe_opt_step).
+            optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.grad_scale, optimizer.found_inf
+        elif finite:
             self._optimizer.step()
             if self.average:
                 self.average.take(step)
-        if self._scaled:
+        if self._scaled and not isinstance(finite, Tensor):
             self._scale.update(finite)
         found: float = groups[0]["d"] if self._kind.one_rate else 1.0
         return {part: rate * found for part, rate in rates.items()}
+
+    def rehearse(self) -> int:
+        """Bytes that the optimizer keeps from its first step on; found out on copies, so that nothing is changed."""
+        copies: list[Tensor] = []
+        for parameter in self.parameters:
+            copy = torch.nn.Parameter(parameter.detach().clone())
+            copy.grad = torch.zeros_like(copy) if parameter.grad is None else parameter.grad.clone()
+            copies.append(copy)
+        rest = iter(copies)
+        made = build(self._options, [[next(rest) for _ in range(size)] for size in self._sizes], self._weight_decay)
+        made.step()
+        return sum(value.nbytes for entry in made.state.values() for _, value in _flat(entry) if torch.is_tensor(value))
 
     @contextmanager
     def shown(self) -> Generator[None, None, None]:
