@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.contracts import Captioner, Event, HostPaths, LentModel, PlainError, SampleOrder, Told
+from lora_trainer.contracts import Event, HostCaptioner, HostPaths, LentModel, PlainError, SampleOrder, Told
 from lora_trainer.hosts import beside
 from lora_trainer.hosts.a1111 import drawing, loras, memory
 from lora_trainer.hosts.a1111 import model as models
@@ -164,7 +164,7 @@ class A1111:
             return told
         return [*told, _compared(*[drawn[0] for drawn in pictures if drawn])]
 
-    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[Captioner]:
+    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[HostCaptioner]:
         """What "Interrogate" asks: BLIP and DeepBooru."""
         turn = self._turn
         return (HostBlip(turn, download=download), DeepBooru(turn, threshold=threshold, download=download))
