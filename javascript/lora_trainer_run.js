@@ -44,7 +44,7 @@
     // Look at this job from now on.
     lt.watch = function (id) {
         chosen = id;
-        lt.go("train");
+        if (lt.view() === "data") lt.go("train");
         look();
         if (root.getBoundingClientRect().top > window.innerHeight) root.scrollIntoView({ block: "start" });
     };
@@ -430,7 +430,9 @@
             saved: () => log(made, event, event.final ? t("Written: {file}", { file: fileOf(event.path) })
                 : t("Checkpoint after step {step}: {file}", { step: event.step, file: fileOf(event.path) })),
             sampled: () => {
-                made.samples.set(event.step, { images: event.images || [], prompts: event.prompts || [] });
+                made.samples.set(event.step, {
+                    images: event.images || [], prompts: event.prompts || [], texts: event.texts || [],
+                });
                 log(made, event, event.step ? t("Samples drawn after step {step}.", event)
                     : t("Samples drawn before the first step."));
             },
@@ -477,13 +479,13 @@
             place.replaceChildren();
             made.rows = [];
         }
-        for (const [step, { images, prompts }] of made.samples) {
-            images.forEach((image, index) => {
+        for (const [step, { images, prompts, texts }] of made.samples) {
+            (texts.length ? texts : images).forEach((image, index) => {
                 const row = made.rows[index] || (made.rows[index] = rowOf(place, prompts[index] || ""));
                 if (row.steps.has(step)) return;
                 row.steps.add(step);
                 const atEnd = row.strip.scrollLeft + row.strip.clientWidth >= row.strip.scrollWidth - 24;
-                row.strip.append(pictureOf(image, step, prompts[index] || ""));
+                row.strip.append(texts.length ? saidOf(texts[index], step) : pictureOf(image, step, prompts[index] || ""));
                 if (atEnd) row.strip.scrollLeft = row.strip.scrollWidth;
             });
         }
@@ -493,6 +495,12 @@
         const strip = el("div", { class: "lt-strip" });
         place.append(el("p", { class: "lt-prompt", title: prompt }, prompt || t("(empty prompt)")), strip);
         return { strip, steps: new Set() };
+    }
+
+    // What a language model answered.
+    function saidOf(text, step) {
+        return el("figure", { class: "lt-said" }, el("figcaption", null, step ? t("step {n}", { n: step }) : t("before")),
+            el("blockquote", null, ...lt.verbatim(text || t("(nothing)"))));
     }
 
     function pictureOf(image, step, prompt) {
@@ -527,7 +535,8 @@
     }
 
     function nameOf(job) {
-        const made = { captions: t("Captions"), class_images: t("Class images"), plain: t("Plain LoRA") }[job.kind];
+        const made = { captions: t("Captions"), class_images: t("Class images"), answers: t("Answers"),
+            plain: t("Plain LoRA") }[job.kind];
         return made ? made + ": " + job.name : job.name;
     }
 

@@ -55,6 +55,12 @@ class ModelConfig:
         "Fetch a language model that base_model names as on the Hugging Face hub (owner/name), where it is not here.",
         advanced=True,
     )
+    aside: bool = option(
+        False,
+        "While a language model trains in a WebUI, keep the WebUI's own model in the CPU's memory: that frees the "
+        "device, and images wait until the training has ended.",
+        advanced=True,
+    )
     prediction: Literal["auto", "epsilon", "v_prediction"] = option(
         "auto",
         "What the UNet predicts; leave it to 'auto' unless the file cannot tell and you know better.",

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from lora_trainer.contracts import NetworkState, PlainError
+from lora_trainer.jobs.files import ADAPTER
 from lora_trainer.jobs.lora_files import LoraFile, kohya_namer, read
 from lora_trainer.jobs.plain import Plain, plain_lora
 from lora_trainer.networks.changes import changes_of
@@ -37,6 +38,11 @@ def export(
     refuse_taken(output)
     if (rank is None) != (format != "lora"):
         raise PlainError("A rank goes with the format lora, and with no other: write --format lora --rank 16.")
+    if (input / ADAPTER).is_file():
+        raise PlainError(
+            f"{input} is an adapter of a language model, which peft and its servers read as it is; to work it into the "
+            "model, use merge."
+        )
     lora = read(input)
     if rank is not None:
         return write_plain(plain_lora(lora, rank, base, input.name), lora, output, rank, precision)

@@ -160,6 +160,12 @@ class Registry:
 
         return self.add(class_images_chore(raw, self._host, by_page=by_page), raw)
 
+    def answers(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Job:
+        """Queue questions to a language model; `raw` holds settings of `AskConfig`. Raises as `caption` does."""
+        from lora_trainer.jobs.asking import answers_chore
+
+        return self.add(answers_chore(raw, self._host, by_page=by_page), raw)
+
     def captioners(self) -> list[Listed]:
         """Every captioner that can be named, and whether it is here."""
         from lora_trainer.jobs.caption_jobs import captioners

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from lora_trainer.config.load import dump, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
 from lora_trainer.jobs.files import RunFiles, files_at
 
-Kind = Literal["training", "captions", "class_images", "plain"]
-ChoreKind = Literal["captions", "class_images", "plain"]
+Kind = Literal["training", "captions", "class_images", "answers", "plain"]
+ChoreKind = Literal["captions", "class_images", "answers", "plain"]
+CHORES: tuple[ChoreKind, ...] = get_args(ChoreKind)
 
 
 class Place(NamedTuple):
@@ -86,8 +87,8 @@ Task = Training | Chore
 def task_of(record: Mapping[str, Any]) -> Task:
     """The task of a record. Raises KeyError, TypeError, ValueError and ConfigError for a foreign one."""
     if "chore" in record:
-        kinds: dict[str, ChoreKind] = {"captions": "captions", "class_images": "class_images", "plain": "plain"}
-        return Chore(kinds[record["chore"]], str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
+        kind = CHORES[CHORES.index(record["chore"])]  # ValueError for an unknown one
+        return Chore(kind, str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
     config = load(record["config"])
     files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
     place = Place(str(given[0]), dict(given[1])) if (given := record.get("place")) else None

@@ -24,7 +24,7 @@ from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_run import ImageRun
 from lora_trainer.jobs.plan import Plan, plan_run
 from lora_trainer.jobs.relief import IdleParts, image_ladder
-from lora_trainer.jobs.run import Controls
+from lora_trainer.jobs.run import Controls, run
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.networks.network import inject
 from lora_trainer.train.pieces import Pieces
@@ -81,8 +81,8 @@ class Looks:
             fresh = network.state()
             randomise(network)
             host = Standalone()
-            run = ImageRun(plan, host, HostControl(Controls(), host), True)
-            loss = run._loss(base, network)  # by the very wiring of a run
+            course = ImageRun(plan, host, HostControl(Controls(), host), True)
+            loss = course._loss(base, network)  # by the very wiring of a run
             seen: list[Any] = [told, fresh, [(group.part, group.rate) for group in network.groups()]]
             for batch in self._first(plan, 2):
                 value = loss(batch)
@@ -123,6 +123,19 @@ class Looks:
             elif isinstance(event, Sampled):
                 seen.append((event.step, *_pictures(event.paths), event.texts))
         return repr((files, learnt, _digest(seen)))
+
+    def _aside(self, raw: dict[str, Any]) -> str:
+        """How often a host was asked to put its own model aside."""
+        asked: list[str] = []
+
+        class Holding(Standalone):
+            def aside(self) -> Any:
+                asked.append("aside")
+                return super().aside()
+
+        folder = self._elsewhere(Path(raw["output.directory"]))
+        list(run(load({**raw, "output.directory": str(folder)}), host=Holding(), control=Controls()))
+        return repr(asked)
 
     def _elsewhere(self, folder: Path) -> Path:
         self._count += 1

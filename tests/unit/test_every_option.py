@@ -59,6 +59,7 @@ EVERY = (
     Turned("task", "text-generation", "plan"),
     Turned("model.base", "{}/other.safetensors", "run"),
     Turned("model.download", True, "plan", {**TEXT, "model.base": "nobody/nothing"}),
+    Turned("model.aside", True, "aside", TEXT),
     Turned("model.prediction", "v_prediction"),
     Turned("model.zero_terminal_snr", "yes"),
     Turned("model.quantize", "4bit", "plan"),

@@ -85,6 +85,8 @@ def event_form(item: Numbered, images: str) -> dict[str, Any]:
     if isinstance(item.event, Sampled):
         del values["paths"]
         values["images"] = [images + quote(path.name, errors="surrogatepass") for path in item.event.paths]
+        if item.event.texts:
+            values["images"] = []  # what was said is in the event itself
     return values
 
 

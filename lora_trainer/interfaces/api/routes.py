@@ -190,7 +190,7 @@ class _Desk:
 def _picture(job: Job, name: str) -> Path | None:
     """The sample of that name, if the job drew it and it is still there: no other file can be had."""
     for item in reversed(job.log.everything()):
-        if isinstance(item.event, Sampled):
+        if isinstance(item.event, Sampled) and not item.event.texts:
             for path in item.event.paths:
                 if path.name == name and path.is_file():
                     return path
