@@ -33,7 +33,7 @@ def test_a_host_that_calls_it_at_start_notices_nothing() -> None:
 
 def test_the_lists_agree_with_the_project_file(install: ModuleType) -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    listed = r"^(dependencies|ui|optimizers|dev) = \[(.*?)\](?: #.*?)?$"
+    listed = r"^(dependencies|ui|optimizers|text|dev) = \[(.*?)\](?: #.*?)?$"
     lists = dict(re.findall(listed, text, re.MULTILINE | re.DOTALL))
     project = {name: re.findall(r'"([^"]+)"', inside) for name, inside in lists.items()}
     loose = [line for line in install.RUN if line != install.TORCH]
