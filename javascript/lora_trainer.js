@@ -258,8 +258,9 @@
         const { images, captioned } = answer;
         const epochs = Number(answer.epochs.toPrecision(3));
         const parts = [
-            images === 1 ? t("1 image") : t("{n} images", { n: images }),
-            captioned === images ? t("all with captions")
+            answer.drawn ? t("Pictures that the base model draws: {n}", { n: images })
+                : images === 1 ? t("1 image") : t("{n} images", { n: images }),
+            captioned === null ? t("captions do not count") : captioned === images ? t("all with captions")
                 : captioned ? t("{n} with captions", { n: captioned }) : t("none with captions"),
             t("{n} px", { n: answer.resolution }),
             t("{steps} steps ({epochs} epochs)", { steps: answer.steps, epochs }),

@@ -7,7 +7,7 @@
     const el = (...all) => lt.el(...all);
 
     const number = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toString());
-    const nameOf = (path) => path.split(".").pop().replace(/_/g, " ");
+    const nameOf = (path) => path.split(".").pop().replace(/_/g, " ").replace(/^./, (first) => first.toUpperCase());
     const lowest = (runs, of) => Math.min(...runs.map((job) => job[of] ?? Infinity));
 
     // The table of all runs that `job` is to be compared with; hidden where there are none.

@@ -124,7 +124,7 @@ class Job:
 
     @property
     def files(self) -> list[Path]:
-        """The LoRA files it wrote that are still there, oldest first."""
+        """The LoRA files it wrote that are still there, oldest first; of a job that is done the one to use is last."""
         with self._lock:
             saved = list(self._saved)
         return [path for path in saved if path.exists()]
@@ -264,6 +264,8 @@ class Job:
     def end(self, finished: Finished) -> None:
         """It is over."""
         with self._lock:
+            if finished.path and (path := finished.path.absolute()) in self._saved:
+                self._saved[path] = self._saved.pop(path)
             self._finish(finished.outcome, finished.path, finished.text, finished.step)
         self.changed(self)
 

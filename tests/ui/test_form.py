@@ -28,6 +28,7 @@ from lora_trainer.interfaces.ui.form import Form, build, build_advanced, first_c
 from lora_trainer.interfaces.ui.page import page  # noqa: E402
 from lora_trainer.interfaces.ui.sources import brought  # noqa: E402
 from lora_trainer.interfaces.ui.uploads import keep  # noqa: E402
+from lora_trainer.jobs.registry import Registry  # noqa: E402
 from lora_trainer.jobs.uploads import place_of  # noqa: E402
 
 pytestmark = pytest.mark.ui
@@ -278,3 +279,14 @@ def test_several_numbers_in_a_field_are_a_list_of_runs(form: Form):
         HostPaths(loras=None),
     )  # fmt: skip
     assert (found.config.network.rank, found.lists) == (4, {"network.rank": [4, 8]})
+
+
+def test_a_slider_of_two_prompts_needs_no_folder(tmp_path: Path) -> None:
+    registry = Registry(Standalone(loras=tmp_path, runs=tmp_path / "runs"))
+    asked = {"model.base": "demo", "slider.positive": "a house at night", "slider.negative": "a house by day"}
+    told = answers.planned(registry, asked)
+    assert (told["kind"], told.get("drawn"), told.get("captioned")) == ("plan", True, None), told
+    assert answers.planned(registry, {"model.base": "demo"})["kind"] == "empty"
+    refused = answers.planned(registry, asked | {"slider.negative": ""} | {"data.trigger": "ohwx"})
+    assert "only its weight" in refused["faults"][0]["text"]
+    registry.close(1)

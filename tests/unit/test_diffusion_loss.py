@@ -104,6 +104,42 @@ def test_the_distance_from_the_base_is_added_with_its_weight(base, network, batc
     assert loss_of(base, network, batch, preserve=3.0) - plain == pytest.approx(3 * once, rel=1e-3)
 
 
+def test_the_distance_from_the_base_is_the_closed_form(base, network, batch):
+    """Mean of (network(x_t, class) - base(x_t, class))^2 at the batch's own noise and timesteps."""
+    generator, noises, times = torch.Generator(), [], []
+    for position in batch.positions:
+        generator.manual_seed(sample_seed(11, position, "noise"))
+        times.append(torch.randint(1000, (1,), generator=generator))
+        noises.append(torch.randn(4, 8, 8, generator=generator))
+    t = torch.cat(times)
+    noisy = add_noise(batch.latents, torch.stack(noises), base.alphas_cumprod[t])
+    with torch.no_grad():
+        now = base.predict(noisy, t, batch.class_text, batch.sizes)
+        with network.scaled(0):
+            kept = base.predict(noisy, t, batch.class_text, batch.sizes)
+    expected = loss_of(base, network, batch) + 2.0 * (now - kept).square().mean().item()
+    assert loss_of(base, network, batch, preserve=2.0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_masks_and_prior_weights_are_the_closed_form(base, network, batch):
+    """Each sample's mean error over what its mask shows, times its weight; the sum over the samples over their count,
+    as with_prior_preservation in diffusers' train_dreambooth.py adds prior_loss_weight times the prior's mean."""
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, :, :4], mask[1, :, 2:] = 1.0, 0.5
+    weighed = replace(batch, mask=mask, weights=torch.tensor([1.0, 0.25]))
+    singles = []
+    for row in range(2):
+        one = replace(
+            batch, positions=batch.positions[row : row + 1], latents=batch.latents[row : row + 1],
+            captions=batch.captions[row : row + 1], sizes=batch.sizes[row : row + 1], weights=torch.ones(1),
+            text=replace(batch.text, context=batch.text.context[row : row + 1]), mask=mask[row : row + 1],
+        )  # fmt: skip
+        singles.append(loss_of(base, network, one))
+    assert loss_of(base, network, weighed) == pytest.approx((singles[0] + 0.25 * singles[1]) / 2, rel=1e-4)
+    halved = replace(weighed, mask=mask / 2)
+    assert loss_of(base, network, halved) == pytest.approx(loss_of(base, network, weighed), rel=1e-5)
+
+
 def test_it_is_measured_on_the_class_and_not_on_the_trigger(base, network, batch):
     other = replace(batch, class_text=batch.text)
     assert loss_of(base, network, batch, preserve=1.0) != loss_of(base, network, other, preserve=1.0)

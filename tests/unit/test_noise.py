@@ -100,6 +100,38 @@ def test_layered_noise_keeps_its_deviation_and_gains_coarse_structure():
     assert coarse(stronger) > 2 * coarse(fine)
 
 
+def test_layered_noise_is_kohyas_sum_layer_by_layer():
+    """sd-scripts, library/custom_train_functions.py, pyramid_noise_like: noise + sum of enlarge(coarse_i) discount^i,
+    at sizes / r^i with r drawn from 2 to 4 for each layer, over the deviation of the whole."""
+    fine = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    found = pyramid(fine, 6, 0.4, torch.Generator().manual_seed(9))
+    generator = torch.Generator().manual_seed(9)
+    total = fine.clone()
+    for layer in range(6):
+        r = torch.rand(1, generator=generator).item() * 2 + 2
+        height, width = (max(1, int(side / r**layer)) for side in SHAPE[1:])
+        coarse = torch.randn(1, SHAPE[0], height, width, generator=generator)
+        total += torch.nn.Upsample(size=SHAPE[1:], mode="bilinear")(coarse)[0] * 0.4**layer
+        if height == 1 or width == 1:
+            break
+    assert torch.allclose(found, total / total.std(), atol=1e-6)
+
+
+def test_offset_and_perturbation_add_normal_noise_of_their_width():
+    """An offset is one number for each channel; a perturbation is one for each cell, of the shown noise alone."""
+    positions, shape = range(300), (4, 8, 8)
+    plain = draw(ObjectiveConfig(), 1, positions, shape, count=1000, offset=0.0)
+    offset = draw(ObjectiveConfig(), 1, positions, shape, count=1000, offset=0.2)
+    moved = offset.noise - plain.noise
+    assert torch.allclose(moved, moved.mean(dim=(2, 3), keepdim=True).expand_as(moved), atol=1e-6)
+    assert moved[..., 0, 0].std().item() == pytest.approx(0.2, rel=0.06)  # 1200 numbers: a deviation within 2 %
+    perturbed = draw(ObjectiveConfig(input_perturbation=0.1), 1, positions, shape, count=1000, offset=0.0)
+    assert torch.equal(perturbed.noise, plain.noise)
+    added = perturbed.shown - perturbed.noise
+    assert added.std().item() == pytest.approx(0.1, rel=0.02)
+    assert added.mean(dim=(2, 3)).std().item() == pytest.approx(0.1 / 8, rel=0.1)  # independent cell by cell
+
+
 def test_layers_end_at_a_single_cell():
     tiny = torch.randn((4, 2, 2), generator=torch.Generator().manual_seed(0))
     first, more = (pyramid(tiny, layers, 0.5, torch.Generator().manual_seed(4)) for layers in (2, 20))

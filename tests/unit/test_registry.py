@@ -461,3 +461,15 @@ def test_a_sweep_with_a_fault_in_one_run_queues_none(tmp_path, registry):
     with pytest.raises(PlainError, match="nowhere"):
         registry.sweep(asked)
     assert registry.jobs() == []
+
+
+def test_the_file_to_use_is_the_one_that_the_run_names_at_its_end(tmp_path, registry):
+    job = registry.submit(raw(tmp_path, train__steps=2))
+    until(lambda: job.ended)
+    best, last = job.files[-1].with_name("lora-best.safetensors"), job.files[-1]
+    best.write_bytes(last.read_bytes())
+    for path in (best, last):
+        job.take(Saved(2, path, final=path == last))
+    job.end(Finished("done", 2, best, "use the best"))
+    assert job.files[-1] == best
+    assert len(job.files) == len(set(job.files))

@@ -36,13 +36,13 @@ def asked(values: Mapping[str, Any], *, lent: bool = False) -> dict[str, Any]:
 
 
 def planned(registry: Registry, values: Mapping[str, Any]) -> Answer:
-    """What Start would do, or the faults that keep it from it; nothing is said of a form without a folder.
+    """What Start would do, or the faults that keep it from it; nothing is said of a form with nothing to learn from.
 
     "form" and "strength" go along for the browser to remember.
     """
     raw, strength = asked(values, lent=lends(registry.host)), values.get("strength")
     form = {"form": raw, "strength": strength}
-    if "data.folder" not in raw:
+    if not _has_something_to_learn(raw):
         return {"kind": "empty"} | form
     try:
         several = [variant.raw for variant in variants(raw)] or [raw]
@@ -56,13 +56,18 @@ def started(registry: Registry, values: Mapping[str, Any]) -> Answer:
     """The id of the job that was begun or queued, or the faults that kept it from it."""
     raw = asked(values, lent=lends(registry.host))
     try:
-        if "data.folder" not in raw:
+        if not _has_something_to_learn(raw):
             raise PlainError("No folder with images is named; name one, or drop images into the form.")
         strength = values.get("strength")
         jobs = registry.sweep(raw, by_page=True, settled=lambda one: with_strength(registry, one, strength)[1])
     except PlainError as error:
         return faults(error)
     return {"kind": "started", "id": jobs[0].id}
+
+
+def _has_something_to_learn(raw: Mapping[str, Any]) -> bool:
+    """A folder of images, or the prompts of a slider, which needs none."""
+    return any(path in raw for path in ("data.folder", "slider.positive", "slider.negative"))
 
 
 def with_strength(registry: Registry, raw: dict[str, Any], strength: str | None) -> tuple[Plan, dict[str, Any]]:
@@ -92,13 +97,15 @@ def _of_images(plan: RunPlan) -> Plan:
 def told(registry: Registry, plan: Plan) -> Answer:
     """The plan in numbers; the page makes the sentence, in its language. "unoffered" are the fields it hides."""
     from lora_trainer.jobs.fits import unoffered
+    from lora_trainer.jobs.sliding import draws_pictures, kind_of
 
     decided = {choice.name: choice.value for choice in plan.choices}
     found = plan.scan
     return {
         "kind": "plan",
         "images": len(found.items),
-        "captioned": len(found.items) - len(found.missing_captions),
+        "captioned": None if kind_of(plan.config) == "prompts" else len(found.items) - len(found.missing_captions),
+        "drawn": draws_pictures(plan.config),
         "resolution": plan.resolution,
         "steps": plan.steps,
         "epochs": plan.epochs,
