@@ -8,6 +8,7 @@
     const lt = window.loraTrainer = window.loraTrainer || {};
     lt.recipeKey = "lora_trainer.config"; // of the notes in a LoRA
     const REMEMBERED = "lora_trainer.form"; // in the browser: the form as it was, for a reload
+    const UNANSWERED = 60000; // ms after which an order to the server counts as lost; a checkpoint may be loaded for it
     const QUIET = 600; // ms without a change before the form is judged
     const LARGEST_HEADER = 64 << 20; // bytes; the header of a LoRA has some hundred thousand
 
@@ -155,6 +156,18 @@
         press("dataset");
     };
 
+    // Orders class images; resolves with the answer, and fails as `ask` does.
+    let drawn = null;
+    lt.drawClassImages = (settings) => new Promise((resolve, reject) => {
+        const silent = setTimeout(() => drawn({}), UNANSWERED);
+        drawn = (answer) => {
+            clearTimeout(silent);
+            if (answer.id) resolve(answer);
+            else reject(Object.assign(new Error("refused"), answer.faults && { faults: answer.faults }));
+        };
+        lt.openDataset({ class_images: settings });
+    });
+
     // The value of one of the form's text fields, and a new one for it as if it had been typed.
     const typed = (id) => lt.find(id)?.querySelector("input, textarea");
     lt.valueOf = (id) => typed(id)?.value ?? "";
@@ -176,6 +189,8 @@
         if (!text) return;
         const answer = JSON.parse(text);
         if (answer.kind === "dataset") return lt.data.answered(answer);
+        if (answer.view === "language") return lt.languageAnswered(answer);
+        if (answer.kind === "class_images") return drawn(answer);
         if (answer.form) remember(answer);
         if (waiting && (answer.kind === "started" || answer.kind === "faults")) {
             waiting = false;

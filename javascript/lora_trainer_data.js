@@ -8,6 +8,7 @@
 
     const lt = window.loraTrainer = window.loraTrainer || {};
     const t = (text, values) => lt.t(text, values);
+    const AT_ONCE = 60; // ms until the first look at a folder that is being read: one that is known takes no longer
     const SOON = 700; // ms between two looks while the folder is being read or a captioner writes
     const CALM = 2500;
     const UNANSWERED = 8000; // ms after which the opening of a folder is asked for again
@@ -119,23 +120,29 @@
         const same = Boolean(set && data.set && set.asked === data.set.asked);
         if (data.set && !same) data.flush();
         data.set = set;
+        if (set) {
+            set.seen = set.revision;
+            set.had = set.images + set.state;
+        }
         if (!same) data.lens = data.freshLens();
         data.tell("set", same);
         data.tell("news");
         clearTimeout(timer);
-        if (set) timer = setTimeout(poll, SOON);
+        looks = 0;
+        if (set) timer = setTimeout(poll, set.state === "scanning" ? AT_ONCE : SOON);
     }
 
     // --- news --------------------------------------------------------------------------------------------------------
 
     let timer = 0;
     let tries = 0;
+    let looks = 0; // at a folder that is being read: each next one twice as long after
 
     // What our own writing has come to; the next look then finds nothing new in it.
     data.written = function (revision) {
         if (!data.set || revision <= data.set.revision) return;
         const foreign = revision > data.set.revision + 1;
-        data.set.revision = revision;
+        Object.assign(data.set, { revision, can_undo: true, can_redo: false });
         data.tell("written");
         if (foreign) data.tell("changed");
         data.soon();
@@ -159,7 +166,8 @@
             data.lost = false;
             tries = 0;
             news(now);
-            if (now.state === "scanning" || data.working) pause = SOON;
+            if (now.state === "scanning") pause = Math.min(AT_ONCE * 2 ** looks++, SOON);
+            else if (data.working) pause = SOON;
         } catch (error) {
             if (data.set !== set) return;
             if (error.status === 404) return data.open(set.asked); // the server was started anew
@@ -177,9 +185,7 @@
     function news(now) {
         const was = data.set;
         Object.assign(data.set, now);
-        if (was.seen !== undefined && (was.seen !== now.revision || was.had !== now.images + now.state)) {
-            data.tell("changed");
-        }
+        if (was.seen !== now.revision || was.had !== now.images + now.state) data.tell("changed");
         was.seen = now.revision;
         was.had = now.images + now.state;
         data.tell("news");

@@ -80,8 +80,12 @@
         notes(set);
         empty(set);
         parts.actions.hidden = parts.body.hidden;
-        parts.undo.disabled = !set?.can_undo;
-        parts.redo.disabled = !set?.can_redo;
+        steps();
+    }
+
+    function steps() {
+        parts.undo.disabled = !data.set?.can_undo;
+        parts.redo.disabled = !data.set?.can_redo;
     }
 
     function told(set) {
@@ -132,6 +136,7 @@
         parts.empty.replaceChildren(el("p", { class: "lt-title" }, title), el("p", { class: "lt-dim" }, text));
     }
     data.on("news", news);
+    data.on("written", steps);
 
     // --- actions -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +180,7 @@
         if (event.target.closest("input, textarea, select, [contenteditable]") || document.querySelector("dialog[open]")) return;
         const which = event.key.toLowerCase() === "y" ? "redo" : event.key.toLowerCase() !== "z" ? null
             : event.shiftKey ? "redo" : "undo";
-        if (!which || (which === "undo" ? parts.undo : parts.redo).disabled) return;
+        if (!which) return;
         event.preventDefault();
         turn(which);
     });

@@ -54,6 +54,7 @@
         try {
             const found = await data.ask("images?" + data.query({ offset: number * PAGE, limit: PAGE }));
             if (mine !== round || set !== data.set) return;
+            if (found.revision < data.set.revision) return read(number, mine); // overtaken by a change of ours
             for (const item of found.images) data.items.set(item.name, item);
             pages.set(number, found.images.map((item) => item.name));
             stale.delete(number);

@@ -86,9 +86,10 @@
         let chosen = null;
         const choose = (one) => {
             chosen = one;
-            fetching.hidden = one.here || one.hosted;
+            fetching.hidden = one.here;
             fetch.checked = false;
-            lt.say(fetching.lastChild, t("Fetch it from the Hugging Face hub now ({size})", { size: one.size }));
+            lt.say(fetching.lastChild, one.hosted ? t("Let the WebUI fetch it now ({size})", { size: one.size })
+                : t("Fetch it from the Hugging Face hub now ({size})", { size: one.size }));
             tagging.hidden = !/tag/.test(one.makes);
             choices.hidden = one.name !== "clip-tags";
             ready();
@@ -118,7 +119,7 @@
         const f = {
             prompt: text("", { placeholder: t("a photo of a cat") }),
             negative: text(""), count: number(100, { min: 1, max: 10000 }), folder: text(folder + "_class"),
-            seed: number("", { min: 0, placeholder: t("drawn") }),
+            seed: number("", { min: 0, placeholder: "1" }),
             size: number("", { min: 64, max: 4096, step: 8, placeholder: t("the model's own") }),
         };
         const whole = (field) => (field.value === "" ? "" : Number(field.value));
@@ -130,9 +131,9 @@
                 named(t("Seed"), f.seed)),
             named(t("Folder"), f.folder, t("Name it as folder of regularisation images when you train.")),
             el("details", null, el("summary", null, t("Negative prompt")), f.negative),
-        ], t("Make them"), () => lt.ask("class_images", "POST", given({
-            prompt: f.prompt.value, negative: f.negative.value, count: whole(f.count), folder: f.folder.value.trim(),
-            seed: whole(f.seed), size: whole(f.size), dataset: data.set.id,
+        ], t("Make them"), () => lt.drawClassImages(given({
+            prompt: f.prompt.value.trim(), negative: f.negative.value, count: whole(f.count), folder: f.folder.value.trim(),
+            seed: whole(f.seed), size: whole(f.size), base: lt.valueOf("lt_model_base").trim(),
         })));
         f.prompt.focus();
     };

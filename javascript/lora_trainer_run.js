@@ -44,7 +44,7 @@
     // Look at this job from now on.
     lt.watch = function (id) {
         chosen = id;
-        lt.go("train");
+        if (lt.view() === "data") lt.go("train");
         look();
         if (root.getBoundingClientRect().top > window.innerHeight) root.scrollIntoView({ block: "start" });
     };
@@ -308,8 +308,10 @@
             return;
         }
         const text = promptOf(job);
-        if (made.shownResult === text + job.state) return;
-        made.shownResult = text + job.state;
+        const plain = jobs.find((one) => one.kind === "plain" && one.name === job.lora) || null;
+        const shown = JSON.stringify([text, job.state, plain && [plain.state, plain.step, plain.message]]);
+        if (made.shownResult === shown) return;
+        made.shownResult = shown;
         const inWebui = Boolean(lt.find("txt2img_prompt"));
         const near = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
         const line = el("input", { type: "text", readonly: true, value: text, "aria-label": t("Prompt with the LoRA") });
@@ -321,7 +323,44 @@
             el("div", { class: "lt-buttons" },
                 inWebui ? lt.button(t("Try it"), () => tryIt(job), { class: "lt-button lt-primary" }) : null,
                 lt.button(t("Train on"), () => lt.bring({ from: "job", id: job.id })),
-                near ? lt.button(t("Open folder"), () => lt.openFolder(job.id)) : null));
+                NARROW.includes(job.network) && !(plain && ACTIVE.includes(plain.state))
+                    ? lt.button(t("Make it a plain LoRA…"), () => askPlain(job)) : null,
+                near ? lt.button(t("Open folder"), () => lt.openFolder(job.id)) : null),
+            plain ? el("p", { class: "lt-dim", role: "status" }, plainWords(plain)) : null);
+    }
+
+    // --- a plain LoRA of another kind --------------------------------------------------------------------------------
+
+    const NARROW = ["dora", "loha", "lokr", "oft"]; // kinds that not every program reads
+
+    function plainWords(plain) {
+        return plain.state === "running" && plain.step
+            ? t("Plain LoRA: {done} of {total} layers", { done: plain.step, total: plain.total_steps })
+            : t("Plain LoRA: {what}", { what: t(plain.message) });
+    }
+
+    function askPlain(job) {
+        const rank = el("input", { type: "number", min: "1", max: "1024", value: "32", "aria-label": t("Rank") });
+        const dialog = el("dialog", { class: "lt-dialog", "aria-label": t("Make it a plain LoRA…") },
+            el("p", null, t("Programs that cannot read the kind {kind} read a plain LoRA. It is the nearest one of the "
+                + "rank you give; what is lost is told, and a higher rank loses less.", { kind: job.network })),
+            el("label", null, t("Rank") + " ", rank),
+            el("div", { class: "lt-buttons" },
+                lt.button(t("Make it"), () => {
+                    dialog.close();
+                    makePlain(job, Number(rank.value));
+                }, { class: "lt-button lt-primary" }),
+                lt.button(t("Cancel"), () => dialog.close())));
+        lt.show(dialog);
+    }
+
+    async function makePlain(job, rank) {
+        try {
+            await lt.ask("jobs/" + encodeURIComponent(job.id) + "/plain", "POST", { rank });
+        } catch (error) {
+            lt.notice((error.faults || [t("The server did not take it; try again.")]).join(" "), "bad");
+        }
+        look();
     }
 
     async function copy(line) {
@@ -391,7 +430,9 @@
             saved: () => log(made, event, event.final ? t("Written: {file}", { file: fileOf(event.path) })
                 : t("Checkpoint after step {step}: {file}", { step: event.step, file: fileOf(event.path) })),
             sampled: () => {
-                made.samples.set(event.step, { images: event.images || [], prompts: event.prompts || [] });
+                made.samples.set(event.step, {
+                    images: event.images || [], prompts: event.prompts || [], texts: event.texts || [],
+                });
                 log(made, event, event.step ? t("Samples drawn after step {step}.", event)
                     : t("Samples drawn before the first step."));
             },
@@ -438,13 +479,13 @@
             place.replaceChildren();
             made.rows = [];
         }
-        for (const [step, { images, prompts }] of made.samples) {
-            images.forEach((image, index) => {
+        for (const [step, { images, prompts, texts }] of made.samples) {
+            (texts.length ? texts : images).forEach((image, index) => {
                 const row = made.rows[index] || (made.rows[index] = rowOf(place, prompts[index] || ""));
                 if (row.steps.has(step)) return;
                 row.steps.add(step);
                 const atEnd = row.strip.scrollLeft + row.strip.clientWidth >= row.strip.scrollWidth - 24;
-                row.strip.append(pictureOf(image, step, prompts[index] || ""));
+                row.strip.append(texts.length ? saidOf(texts[index], step) : pictureOf(image, step, prompts[index] || ""));
                 if (atEnd) row.strip.scrollLeft = row.strip.scrollWidth;
             });
         }
@@ -454,6 +495,12 @@
         const strip = el("div", { class: "lt-strip" });
         place.append(el("p", { class: "lt-prompt", title: prompt }, prompt || t("(empty prompt)")), strip);
         return { strip, steps: new Set() };
+    }
+
+    // What a language model answered.
+    function saidOf(text, step) {
+        return el("figure", { class: "lt-said" }, el("figcaption", null, step ? t("step {n}", { n: step }) : t("before")),
+            el("blockquote", null, ...lt.verbatim(text || t("(nothing)"))));
     }
 
     function pictureOf(image, step, prompt) {
@@ -488,7 +535,8 @@
     }
 
     function nameOf(job) {
-        const made = { captions: t("Captions"), class_images: t("Class images") }[job.kind];
+        const made = { captions: t("Captions"), class_images: t("Class images"), answers: t("Answers"),
+            plain: t("Plain LoRA") }[job.kind];
         return made ? made + ": " + job.name : job.name;
     }
 
@@ -498,7 +546,7 @@
         return el("li", { class: isShown ? "lt-shown" : null },
             el("button", {
                 type: "button", class: "lt-pick", "aria-current": isShown ? "true" : null, data: { of: "pick" + job.id },
-                on: { click: () => (isTraining(job) ? lt.watch(job.id) : lt.go("data")) },
+                on: { click: () => (isTraining(job) ? lt.watch(job.id) : job.kind === "plain" ? null : lt.go("data")) },
             }, el("span", { class: "lt-name" }, nameOf(job)), el("span", { class: "lt-dim" }, steps), state),
             job.state === "queued"
                 ? lt.button(t("Remove"), () => order(job, "stop"), { data: { of: "stop" + job.id } }) : null,

@@ -1,14 +1,14 @@
-// The switch between the views of the tab: training, and the data set. What a view shows is its own file's concern.
+// The switch between the views of the tab: training, the data set, and language models. What a view shows is its own file's concern.
 (function () {
     "use strict";
 
     const lt = window.loraTrainer = window.loraTrainer || {};
     const KEPT = "lora_trainer.view"; // in the browser, for a reload of this page
-    const VIEWS = ["train", "data"];
+    const VIEWS = ["train", "data", "language"];
 
     let shown = null;
 
-    const title = (name) => ({ train: lt.t("Train"), data: lt.t("Data set") })[name];
+    const title = (name) => ({ train: lt.t("Train"), data: lt.t("Data set"), language: lt.t("Language model") })[name];
 
     // The view that is looked at.
     lt.view = () => shown;
@@ -18,6 +18,7 @@
         keep(name);
         mark();
         if (name === "data") lt.data.entered();
+        else if (name === "language") lt.languageEntered();
         else lt.changed(); // captions may have come or gone meanwhile
     };
 
@@ -41,6 +42,7 @@
     lt.startViews = function () {
         const place = lt.find("lt_views");
         if (!place || !lt.find("lt_workshop")) return;
+        lt.startLanguage();
         if (place.childElementCount && lt.find("lt_page").dataset.view === shown) return lt.data.tick();
         place.replaceChildren(lt.el("div", {
             class: "lt-switch", role: "tablist", "aria-label": lt.t("View"), on: { keydown: step },

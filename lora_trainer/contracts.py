@@ -235,6 +235,22 @@ class Captioner(Protocol):
         ...
 
 
+class Lack(NamedTuple):
+    """What is not on this machine, and would have to be fetched."""
+
+    size: str  # "0.9 GB"
+    where: str  # the place for it, and its name
+    sentence: str  # with what to do
+
+
+class HostCaptioner(Captioner, Protocol):
+    """A captioner of the host's own."""
+
+    def lacks(self) -> Lack | None:
+        """What it would have to fetch before the first caption; None where it can begin."""
+        ...
+
+
 # --- networks --------------------------------------------------------------------------------------------------------
 
 # "<part>.<module path>.<what>": lora_down.weight (r, in[, kh, kw]), lora_up.weight (out, r[, 1, 1]), alpha (), and what
@@ -496,6 +512,14 @@ class Host(Protocol):
         """
         ...
 
+    def held(self) -> int:
+        """Bytes of the device's memory that the host's own model takes, and that `aside` would free."""
+        ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within it the host's own model is in the CPU's memory, and whoever wants to use it waits until the end."""
+        ...
+
     def contended(self) -> bool:
         """Whether somebody else holds that right or waits for it just now."""
         ...
@@ -523,7 +547,7 @@ class Host(Protocol):
         """Let the host's own loader read the finished LoRA, and say what it made of it; empty where there is none."""
         ...
 
-    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[Captioner]:
+    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[HostCaptioner]:
         """The host's own interrogators, none loaded yet; empty where there is no host.
 
         `threshold` (0..1) is the least score of a tag, None the host's own setting; `download` lets the host fetch

@@ -10,13 +10,12 @@ from lora_trainer.captioners.models import KNOWN, Known
 from lora_trainer.captioners.places import Place, found_place, place_of
 from lora_trainer.captioners.wording import wanted
 from lora_trainer.config.captioning import CaptionConfig
-from lora_trainer.contracts import Captioner, PlainError
+from lora_trainer.contracts import Captioner, HostCaptioner, PlainError
 
 if TYPE_CHECKING:
     import torch
 
 HOSTED = ("host", "deepbooru")  # names of a WebUI's own
-
 
 _HOSTED_TITLES = {"host": "BLIP of the WebUI", "deepbooru": "DeepBooru of the WebUI"}
 
@@ -27,16 +26,21 @@ class Listed(NamedTuple):
     name: str
     title: str
     makes: Literal["sentences", "tags"]
-    here: bool  # whether it can describe now; a WebUI's own is said to be, for the WebUI sees to that itself
-    size: str  # of what must be there, or be fetched; "" for a WebUI's own
-    where: str  # where its model lies, or should be put; "" for a WebUI's own
+    here: bool  # whether it can describe now, with nothing to be fetched
+    size: str  # of what must be there, or be fetched; "" for a WebUI's own that is there
+    where: str  # where its model lies, or should be put; "" for a WebUI's own that is there
     hosted: bool  # a WebUI's own
 
 
-def listed(models: Path, hosted: Sequence[Captioner] = ()) -> list[Listed]:
+def listed(models: Path, hosted: Sequence[HostCaptioner] = ()) -> list[Listed]:
     """Every captioner that has a name: the host's own first, for they are at hand. `models` is the folder of models."""
-    own = [Listed(one.name, _HOSTED_TITLES.get(one.name, one.name), one.makes, True, "", "", True) for one in hosted]
-    return [*own, *(_known(name, known, models) for name, known in KNOWN.items())]
+    return [*map(_hosted, hosted), *(_known(name, known, models) for name, known in KNOWN.items())]
+
+
+def _hosted(one: HostCaptioner) -> Listed:
+    lack = one.lacks()
+    size, where = (lack.size, lack.where) if lack else ("", "")
+    return Listed(one.name, _HOSTED_TITLES.get(one.name, one.name), one.makes, lack is None, size, where, True)
 
 
 def _known(name: str, known: Known, models: Path) -> Listed:
@@ -46,13 +50,16 @@ def _known(name: str, known: Known, models: Path) -> Listed:
     return Listed(name, known.title, makes, place is not None, known.size, str(where.absolute()), False)
 
 
-def captioner_of(config: CaptionConfig, device: torch.device, hosted: Sequence[Captioner] = ()) -> Captioner:
+def captioner_of(config: CaptionConfig, device: torch.device, hosted: Sequence[HostCaptioner] = ()) -> Captioner:
     """The captioner that the options name; its model is found now, and loaded with the first caption.
 
     Raises PlainError where there is none of this name, or its model is not there and may not be fetched.
     """
     for one in hosted:
         if one.name == config.model:
+            lack = None if config.download else one.lacks()
+            if lack:
+                raise PlainError(lack.sentence)
             return one
     if config.model in HOSTED:
         raise PlainError(

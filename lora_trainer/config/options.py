@@ -55,6 +55,12 @@ class ModelConfig:
         "Fetch a language model that base_model names as on the Hugging Face hub (owner/name), where it is not here.",
         advanced=True,
     )
+    aside: bool = option(
+        False,
+        "While a language model trains in a WebUI, keep the WebUI's own model in the CPU's memory: that frees the "
+        "device, and images wait until the training has ended.",
+        advanced=True,
+    )
     prediction: Literal["auto", "epsilon", "v_prediction"] = option(
         "auto",
         "What the UNet predicts; leave it to 'auto' unless the file cannot tell and you know better.",
@@ -68,6 +74,7 @@ class ModelConfig:
         "Hold the frozen UNet in 8 or 4 bits a weight: less memory, slower, and what is learned fits the full model a "
         "little less well; only of a file, never of the checkpoint that a WebUI lends.",
         advanced=True,
+        own_base=True,
     )
     clip_skip: int | None = option(
         None,
@@ -587,6 +594,9 @@ class ObjectiveConfig:
 _HELD_OUT = {"validation.share or validation.folder": GIVEN}
 
 
+_BY_PROMPTS = {"slider.positive or slider.negative": GIVEN}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SliderConfig:
     """A LoRA whose weight is a slider: +1 shows more of something, -1 less. docs/sliders.md has examples."""
@@ -605,6 +615,7 @@ class SliderConfig:
         "",
         "What the slider is to change, such as 'person'; empty changes everything.",
         elsewhere=("target_class",),
+        applies=_BY_PROMPTS,
     )
     strength: float = option(
         3.0,
@@ -613,6 +624,7 @@ class SliderConfig:
         high=20.0,
         advanced=True,
         elsewhere=("guidance_strength",),
+        applies=_BY_PROMPTS,
     )
     keep: tuple[str, ...] = option(
         (),
@@ -620,6 +632,7 @@ class SliderConfig:
         "go from one to the other.",
         advanced=True,
         elsewhere=("attributes",),
+        applies=_BY_PROMPTS,
     )
     pictures: int = option(
         12,
@@ -628,6 +641,7 @@ class SliderConfig:
         low=1,
         high=1000,
         advanced=True,
+        applies={**_BY_PROMPTS, "data.folder": ("",)},
     )
     opposite: str | None = option(
         None,

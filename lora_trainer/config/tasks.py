@@ -15,7 +15,7 @@ TEXT, IMAGES = "text-generation", "stable-diffusion"
 
 # What a language model's run takes, besides everything in the section "text".
 _FOR_TEXT = frozenset({
-    "task", "model.base", "model.download",
+    "task", "model.base", "model.download", "model.aside",
     "data.folder", "data.batch_size", "data.repeats",
     "network.kind", "network.rank", "network.alpha", "network.targets", "network.layers", "network.ranks",
     "network.init", "network.rslora", "network.loraplus_ratio", "network.dropout", "network.rank_dropout",
@@ -41,7 +41,7 @@ def applies(leaf: Leaf, task: str) -> bool:
     """Whether a setting means something for that task."""
     if task == TEXT:
         return leaf.section == "text" or leaf.path in _FOR_TEXT
-    return leaf.section != "text" and leaf.path != "model.download"
+    return leaf.section != "text" and leaf.path not in ("model.download", "model.aside")
 
 
 def _faults(config: RunConfig) -> Iterator[Fault]:

@@ -10,7 +10,7 @@ from lora_trainer.contracts import PlainError
 from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import read_csv, read_jsonl
 from lora_trainer.data.images import ENDINGS, image_size
-from lora_trainer.data.mask_files import MASK
+from lora_trainer.data.mask_files import FOLDER, MASK
 from lora_trainer.data.scan import Item, scan
 
 TABLES = (".csv", ".jsonl")
@@ -24,14 +24,18 @@ class Left(NamedTuple):
     reason: str  # a sentence
 
 
-
 class Group(NamedTuple):
     """Pictures of one name but for the ending, with their masks and caption files."""
 
     place: str  # folder, relative, ending in "/" unless empty
     stem: str
-    pictures: list[str]  # names of files, masks among them
+    pictures: list[str]  # names of files, masks among them; those of a folder of masks begin with its name
     captions: list[str]
+
+    def renamed(self, name: str, stem: str) -> str:
+        """What one of its files is called where the pictures are called `stem`."""
+        folder, slash, own = name.rpartition("/")
+        return folder + slash + stem + own[len(self.stem) :]
 
 
 class Table(NamedTuple):
@@ -62,8 +66,10 @@ def arriving(staged: Path) -> Arriving:
         if reason:
             left.append(Left(name, reason))
             continue
+        if ending in ENDINGS:
+            place = _outer(place)
         group = groups.setdefault((place, stem_of(path.name)), Group(place, stem_of(path.name), [], []))
-        (group.pictures if ending in ENDINGS else group.captions).append(path.name)
+        (group.pictures if ending in ENDINGS else group.captions).append(name.removeprefix(place))
     return Arriving(list(groups.values()), list(_tables(tables, staged, left)), left)
 
 
@@ -80,6 +86,12 @@ def _tables(names: list[str], staged: Path, left: list[Left]) -> Iterator[Table]
         yield Table(name, {place + item.name: item.caption for item in said_by(path, path.parent)})
 
 
+def _outer(place: str) -> str:
+    """Where the pictures lie whose masks might be in that folder."""
+    outer, _, inner = place.removesuffix("/").rpartition("/")
+    return place if inner != FOLDER else f"{outer}/" if outer else ""
+
+
 def _unfit(path: Path, ending: str) -> str:
     if ending not in KINDS:
         return f"{path.name} is no picture, caption or table: a data set takes {', '.join(KINDS)}."
@@ -94,6 +106,11 @@ def _unfit(path: Path, ending: str) -> str:
 def stem_of(name: str) -> str:
     """What a picture, its mask and its caption have in common."""
     return PurePosixPath(name).stem.removesuffix(MASK)
+
+
+def may_be_mask(name: str) -> bool:
+    """Whether a file of a group is a mask, if there is a picture that it could be of."""
+    return MASK in name or name.startswith(f"{FOLDER}/")
 
 
 def said_by(table: Path, folder: Path) -> list[Item]:

@@ -12,11 +12,21 @@ from pathlib import Path, PurePosixPath
 
 from lora_trainer.contracts import PlainError
 from lora_trainer.data import caption_files
-from lora_trainer.data.arriving import KINDS, Group, Left, Table, arriving, items_in, said_by, stem_of
+from lora_trainer.data.arriving import (
+    KINDS,
+    Group,
+    Left,
+    Table,
+    arriving,
+    items_in,
+    may_be_mask,
+    said_by,
+    stem_of,
+)
 from lora_trainer.data.caption_sources import SIDECARS
 from lora_trainer.data.captions import one_line, spelled
 from lora_trainer.data.images import ENDINGS
-from lora_trainer.data.mask_files import MASK
+from lora_trainer.data.mask_files import FOLDER
 from lora_trainer.data.scan import Item
 
 _ITS_TABLES = ("metadata.csv", "metadata.jsonl")
@@ -88,34 +98,36 @@ class _There:
     def of(self, place: str, stem: str) -> list[str]:
         """Names of the files there that belong to a picture of that stem."""
         if place not in self._known:
-            self._known[place] = defaultdict(list)
-            if self.at(place).is_dir():
-                for path in self.at(place).iterdir():
-                    if path.suffix.lower() in KINDS:
-                        self._known[place][spelled(stem_of(path.name))].append(path.name)
+            known: defaultdict[str, list[str]] = defaultdict(list)
+            for below, endings in (("", KINDS), (f"{FOLDER}/", ENDINGS)):
+                inside = self.at(place + below)
+                for path in inside.iterdir() if inside.is_dir() else ():
+                    if path.suffix.lower() in endings:
+                        known[spelled(stem_of(path.name))].append(below + path.name)
+            self._known[place] = known
         return self._known[place][spelled(stem)]
 
 
 def _settle(group: Group, staged: Path, there: _There, taken: Taken) -> None:
     try:
         stem = _free(group, staged, there)
+        target, known = there.at(group.place), there.of(group.place, stem)
     except PlainError as error:
         taken.left += [Left(group.place + name, str(error)) for name in _files_of(group)]
         return
-    target = there.at(group.place)
-    target.mkdir(parents=True, exist_ok=True)
-    known = there.of(group.place, stem)
+    has_picture = not all(map(may_be_mask, group.pictures)) or any(map(_is_picture, known))
     for name in _files_of(group):
-        sent, final = group.place + name, stem + name[len(group.stem) :]
+        sent, final = group.place + name, group.renamed(name, stem)
         own = next((one for one in known if spelled(one) == spelled(final)), None)
         if name in group.pictures:
             taken.places[sent] = group.place + (own or final)
         if own is None:
+            (target / final).parent.mkdir(parents=True, exist_ok=True)
             _place(staged / sent, target / final)
             known.append(final)
             if name in group.captions:
                 taken.captions += 1
-            elif MASK not in final:
+            elif not (has_picture and may_be_mask(name)):
                 taken.pictures.append(group.place + final)
             if final != name:
                 taken.renamed[sent] = group.place + final
@@ -127,13 +139,13 @@ def _settle(group: Group, staged: Path, there: _There, taken: Taken) -> None:
 
 def _free(group: Group, staged: Path, there: _There) -> str:
     """The first stem under which a group mixes up nothing there, or lies there already."""
-    if all(MASK in name for name in group.pictures):  # what belongs to pictures that are there, or come later
+    if all(map(may_be_mask, group.pictures)):  # what belongs to pictures that are there, or come later
         return group.stem
     number = 1
     while True:
         stem = group.stem if number == 1 else f"{group.stem}_{number}"
         known = {spelled(name): there.at(group.place) / name for name in there.of(group.place, stem)}
-        wanted = {spelled(stem + name[len(group.stem) :]): staged / group.place / name for name in _files_of(group)}
+        wanted = {spelled(group.renamed(name, stem)): staged / group.place / name for name in _files_of(group)}
         same = {key for key in wanted.keys() & known.keys() if filecmp.cmp(wanted[key], known[key], shallow=False)}
         pictures = {key for key in wanted if _is_picture(key)}
         if pictures <= same or (not any(map(_is_picture, known)) and wanted.keys() & known.keys() <= same):
@@ -147,7 +159,7 @@ def _files_of(group: Group) -> list[str]:
 
 def _is_picture(name: str) -> bool:
     """And no mask."""
-    return PurePosixPath(name).suffix.lower() in ENDINGS and MASK not in name
+    return PurePosixPath(name).suffix.lower() in ENDINGS and not may_be_mask(name)
 
 
 def _place(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lora_trainer.contracts import Captioner, Event, HostPaths, LentModel, PlainError, SampleOrder, Told
+from lora_trainer.contracts import Event, HostCaptioner, HostPaths, LentModel, PlainError, SampleOrder, Told
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +63,14 @@ class Standalone:
         """Nothing is held but by the run itself."""
         return ""
 
+    def held(self) -> int:
+        """There is no such model."""
+        return 0
+
+    def aside(self) -> AbstractContextManager[None]:
+        """There is nothing to move."""
+        return nullcontext()
+
     def contended(self) -> bool:
         """Nobody waits."""
         return False
@@ -85,7 +93,7 @@ class Standalone:
     def announce(self, path: Path) -> None:
         """Nobody to tell."""
 
-    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[Captioner]:
+    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[HostCaptioner]:
         """No interrogators but our own."""
         return ()
 

@@ -1,5 +1,5 @@
-"""The command line: `python -m lora_trainer` with one of the words train, caption, check, class-images, export, merge,
-inspect, demo and ui.
+"""The command line: `python -m lora_trainer` with one of the words train, caption, check, class-images, generate,
+export, merge, inspect, demo and ui.
 
 Other people's scripts depend on the words and the exit codes below, so they change slowest of all.
 """
@@ -26,6 +26,7 @@ from lora_trainer.contracts import PlainError
 from lora_trainer.interfaces.caption_command import add_caption
 from lora_trainer.interfaces.check_command import add_check
 from lora_trainer.interfaces.class_images_command import add_class_images
+from lora_trainer.interfaces.generate_command import add_generate
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 STOPPED_BY_HAND = 130  # 128 + SIGINT, as shells count
@@ -98,7 +99,7 @@ def name_and_password(text: str) -> tuple[str, str]:
 def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m lora_trainer",
-        description="Train LoRA for Stable Diffusion 1, 2 and XL, and look after LoRA files.",
+        description="Train LoRA for Stable Diffusion 1, 2 and XL and for language models, and look after LoRA files.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add_caption(_verb(verbs, "caption", "describe the images of a folder in captions"), _stopped_by_hand)
     add_check(_verb(verbs, "check", "find what spoils a folder of images and captions, and mend it on request"))
     add_class_images(_verb(verbs, "class-images", "draw pictures of a class with the base model"), _stopped_by_hand)
+    add_generate(_verb(verbs, "generate", "ask a language model, without and with an adapter"), _stopped_by_hand)
     _add_export(verbs)
     _add_merge(verbs)
     _add_inspect(verbs)
@@ -149,17 +151,18 @@ def _add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _add_merge(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verb = _verb(verbs, "merge", "write a checkpoint with one or more LoRA files worked into it")
-    verb.add_argument("--base", type=Path, required=True, metavar="FILE", help="checkpoint to start from; not changed")
+    verb = _verb(verbs, "merge", "write a model with one or more LoRA worked into it")
+    verb.add_argument("--base", type=Path, required=True, metavar="FILE",
+                      help="checkpoint or language model to start from; not changed")  # fmt: skip
     verb.add_argument("--lora", type=weighted_lora, required=True, action="append", metavar="FILE[:WEIGHT]",
-                      help="LoRA file and its weight (default: 1); may be given several times")  # fmt: skip
-    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+                      help="LoRA file, or adapter's folder, and its weight (default: 1); may be repeated")  # fmt: skip
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="checkpoint or folder to write")
     verb.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="number format (default: the base's)")
     verb.set_defaults(do=_merge)
 
 
 def _add_inspect(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verb = _verb(verbs, "inspect", "tell what a LoRA file holds: kind, rank, family, recipe, norms")
+    verb = _verb(verbs, "inspect", "tell what a LoRA file or adapter's folder holds: kind, rank, recipe, norms")
     verb.add_argument("file", type=Path, metavar="FILE", help="LoRA file to read")
     verb.set_defaults(do=_inspect)
 

@@ -73,7 +73,10 @@ def sentence(event: Told | Saved | Validated | Sampled | Skipped) -> str:
         return f"Saved {event.path} at step {event.step}."
     if isinstance(event, Validated):
         best = "the best so far" if event.best == event.step else f"the best is step {event.best}"
-        return f"Loss on the held-out images at step {event.step}: {event.loss:.5f}, {best}."
+        return f"Loss on the held-out data at step {event.step}: {event.loss:.5f}, {best}."
+    if isinstance(event, Sampled) and event.texts:
+        told = "\n".join(f"  {prompt}\n    {text}" for prompt, text in zip(event.prompts, event.texts, strict=True))
+        return f"Answers at step {event.step}:\n{told}"
     if isinstance(event, Sampled):
         drawn = f"{len(event.paths)} samples" if len(event.paths) != 1 else "1 sample"
         return f"Drew {drawn} at step {event.step}: {', '.join(str(path) for path in event.paths)}"

@@ -156,8 +156,9 @@ Painter = Callable[[SampleOrder], "Image | None"]
 def _painter(
     plan: ClassPlan, host: Host, control: Control, borrowed: ExitStack
 ) -> Generator[Told, None, Painter | None]:
-    """Who draws: the host, or the engine with the base adopted; None where stop was ordered meanwhile."""
-    if host.draws:
+    """Who draws: the host with its own base, or the engine with the base adopted; None where stop was ordered
+    meanwhile."""
+    if host.draws and not plan.lent.owned:
         return partial(_by_host, host)
     family, device = family_named(plan.lent.facts.family), host.device()
     dtype, _ = precision_for("auto", device)

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from lora_trainer.contracts import NetworkState, PlainError
-from lora_trainer.jobs.lora_files import kohya_namer, read
+from lora_trainer.jobs.files import ADAPTER
+from lora_trainer.jobs.lora_files import LoraFile, kohya_namer, read
 from lora_trainer.jobs.plain import Plain, plain_lora
 from lora_trainer.networks.changes import changes_of
 from lora_trainer.networks.dialects import to_kohya, to_peft
@@ -37,28 +38,45 @@ def export(
     refuse_taken(output)
     if (rank is None) != (format != "lora"):
         raise PlainError("A rank goes with the format lora, and with no other: write --format lora --rank 16.")
+    if (input / ADAPTER).is_file():
+        raise PlainError(
+            f"{input} is an adapter of a language model, which peft and its servers read as it is; to work it into the "
+            "model, use merge."
+        )
     lora = read(input)
-    precision = precision or _precision(lora.state)
-    notes = {key: value for key, value in lora.metadata.items() if not key.startswith("sshs_")}
-    # The WebUI lists files by this name and shows only one of two that share it.
-    notes |= {key: output.stem for key in ("ss_output_name", "modelspec.title") if key in notes}
-    told: list[str] = []
-    state = lora.state
     if rank is not None:
-        plain = plain_lora(lora, rank, base, input.name)
-        state, notes = plain.state, notes | described_as("lora", rank, float(rank), convolutions=_windows(plain.state))
-        told.append(_lost(plain))
-    elif format == "peft":
+        return write_plain(plain_lora(lora, rank, base, input.name), lora, output, rank, precision)
+    precision, notes, state = precision or _precision(lora.state), _notes(lora, output), lora.state
+    told: list[str] = []
+    if format == "peft":
         _refuse_but_plain(state, input)
     tensors = to_peft(state) if format == "peft" else to_kohya(state, kohya_namer(lora.family))
     write_tensors(output, tensors, metadata=notes, precision=precision)
     changes = changes_of(state)
     names = "peft (diffusers)" if format == "peft" else "kohya (WebUIs)"
-    made = f"{len(changes)} modules for {lora.family.title}, in the names of {names}, {precision}"
-    told.insert(0, f"Wrote {output}: {made}.")
+    told.append(_written(output, lora, len(changes), names, precision))
     if format == "peft" and any(change.scale != 1 for change in changes.values()):
         told.append("These names know no alpha, so alpha / rank was multiplied into lora_B.")
     return "\n".join(told)
+
+
+def write_plain(plain: Plain, lora: LoraFile, output: Path, rank: int, precision: Precision | None = None) -> str:
+    """Write what `lora` was made into, in kohya's names; sentences on that and on what is lost, one a line."""
+    precision = precision or _precision(lora.state)
+    notes = _notes(lora, output) | described_as("lora", rank, float(rank), convolutions=_windows(plain.state))
+    write_tensors(output, to_kohya(plain.state, kohya_namer(lora.family)), metadata=notes, precision=precision)
+    told = _written(output, lora, len(changes_of(plain.state)), "kohya (WebUIs)", precision)
+    return f"{told}\n{_lost(plain)}"
+
+
+def _notes(lora: LoraFile, output: Path) -> dict[str, str]:
+    """The file's own, under the new name: the WebUI lists files by it and shows only one of two that share it."""
+    notes = {key: value for key, value in lora.metadata.items() if not key.startswith("sshs_")}
+    return notes | {key: output.stem for key in ("ss_output_name", "modelspec.title") if key in notes}
+
+
+def _written(output: Path, lora: LoraFile, modules: int, names: str, precision: Precision) -> str:
+    return f"Wrote {output}: {modules} modules for {lora.family.title}, in the names of {names}, {precision}."
 
 
 def _lost(plain: Plain) -> str:

@@ -39,7 +39,8 @@ def _faults(config: RunConfig, family: Family, lent: LentModel, done: dict[str, 
         if value in (leaf.default, done.get(path, leaf.default)):
             continue
         if leaf.option.own_base and not lent.owned:
-            why = f"the WebUI holds {lent.name} as {done[path]}, and it is trained upon as it is"
+            held = f" as {done[path]}" if path in done else ""
+            why = f"the WebUI holds {lent.name}{held}, and it is trained upon as it is"
         else:
             why = f"it counts only for a base of the family {OR.join(leaf.option.families)}, and {lent.name} is " + (
                 f"{family.name} ({family.title})"

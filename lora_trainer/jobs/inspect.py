@@ -13,9 +13,12 @@ from lora_trainer.jobs.lora_files import read
 from lora_trainer.networks.changes import Change, changes_of
 from lora_trainer.networks.dialects import is_network, unread
 from lora_trainer.networks.metadata import RECIPE
+from lora_trainer.networks.peft_folder import SETTINGS, WEIGHTS, read_adapter
 from lora_trainer.weights.read import read_header, read_metadata
 
-_BLOCK = re.compile(r"(unet)\.(mid_block|\w+_blocks\.\d+)|(text_encoder\w*)\.encoder\.layers\.(\d+)")
+_BLOCK = re.compile(
+    r"(unet)\.(mid_block|\w+_blocks\.\d+)|(text_encoder\w*)\.encoder\.layers\.(\d+)|(language_model)\.[a-z_.]*?\.(\d+)\."
+)
 _LONGEST = 200  # characters of a note that are shown
 _KINDS = {"lora": "LoRA", "locon": "LoCon", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
 
@@ -66,6 +69,8 @@ class Report:
 def inspect(path: Path) -> Report:
     """What the file or folder at `path` is. Raises PlainError for anything but a network or a base model."""
     path = Path(path)
+    if path.is_dir() and (path / SETTINGS).is_file():
+        return _adapter(path)
     if path.is_dir():
         return _base(path, {})
     header, metadata = read_header(path), read_metadata(path)
@@ -90,6 +95,20 @@ def inspect(path: Path) -> Report:
         recipe=_recipe(metadata),
         metadata=metadata,
     )
+
+
+def _adapter(folder: Path) -> Report:
+    """Of a language model, as peft keeps it."""
+    state, settings = read_adapter(folder)
+    metadata = read_metadata(folder / WEIGHTS)
+    modules = changes_of(state)
+    return Report(
+        folder, _kind(modules), family=str(settings.get("base_model_name_or_path") or "a language model"),
+        precision=_listed({info.dtype for info in read_header(folder / WEIGHTS).values()}),
+        ranks=tuple(sorted({change.rank for change in modules.values()})),
+        alphas=tuple(sorted({change.alpha for change in modules.values()})),
+        modules={"layers": len(modules)}, norms=_norms(modules), recipe=_recipe(metadata), metadata=metadata,
+    )  # fmt: skip
 
 
 def _kind(modules: Mapping[str, Change]) -> str:

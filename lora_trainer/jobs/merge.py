@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer.contracts import PlainError, TensorInfo
+from lora_trainer.families.language.recognise import is_language_model
 from lora_trainer.jobs.base_weights import BaseWeights
 from lora_trainer.jobs.export import refuse_taken
 from lora_trainer.networks.changes import Change, changes_of
@@ -45,6 +46,10 @@ def merge(
     fit, or `output` is taken and `overwrite` is not set; never over the base.
     """
     base, output = Path(base), Path(output)
+    if is_language_model(base):
+        from lora_trainer.jobs.text_merge import merge_text
+
+        return merge_text(base, [(Path(path), weight) for path, weight in loras], output, precision)
     if output.exists() and (output.samefile(base) or any(output.samefile(path) for path, _ in loras)):
         raise PlainError(f"{output} is one of the files to be merged and is not overwritten; choose another name.")
     if not overwrite:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -27,7 +27,21 @@ class Plain(NamedTuple):
 
 
 def plain_lora(lora: LoraFile, rank: int, base: Path | None, source: str) -> Plain:
+    """What `making_plain` returns, in one go."""
+    making = making_plain(lora, rank, base, source)
+    while True:
+        try:
+            next(making)
+        except StopIteration as made:
+            return made.value
+
+
+def making_plain(
+    lora: LoraFile, rank: int, base: Path | None, source: str
+) -> Generator[tuple[int, int], None, Plain]:
     """Every module's change as up @ down of `rank` and alpha = rank: the nearest in the Frobenius norm.
+
+    Yields how many modules are done, and of how many, before the first and after each.
 
     The change of a DoRA or an OFT depends on the base's weights, so `base` names the checkpoint it was trained on.
     Raises PlainError where it is missing or does not fit.
@@ -43,10 +57,12 @@ def plain_lora(lora: LoraFile, rank: int, base: Path | None, source: str) -> Pla
     weights = BaseWeights(base) if base and needing else None
     modules: dict[str, ModuleWeights] = {}
     errors: dict[str, tuple[float, float]] = {}
-    for name, change in changes.items():
+    yield 0, len(changes)
+    for done, (name, change) in enumerate(changes.items(), 1):
         weight = weights.weight(name, change, source) if weights else None
         modules[name], *squares = _nearest(name, change, weight, rank)
         errors[name] = (squares[0], squares[1])
+        yield done, len(changes)
     lost, total = (sum(column) for column in zip(*errors.values(), strict=True))
     each = {name: (gone / whole) ** 0.5 if whole else 0.0 for name, (gone, whole) in errors.items()}
     worst = max(each.items(), key=lambda item: item[1])

@@ -21,7 +21,7 @@ READERS: Mapping[str, tuple[str, ...]] = {  # by Host.name, and those that lend 
 
 def unread_note(kind: str, host: str) -> list[str]:
     """What a user should know before training a kind that not every host reads; nothing for one that they all do."""
-    remedy = "export --format lora --rank 32 makes a plain LoRA of it afterwards and tells what is lost"
+    remedy = "afterwards a plain LoRA can be made of it (a button below the result; export --format lora --rank 32)"
     if kind not in READERS.get(host, _ALL):
         return [f"{host} does not read files of the kind {kind}, so this one will have no effect here; {remedy}."]
     others = [name for name, kinds in READERS.items() if kind not in kinds and name != "diffusers"]

@@ -160,11 +160,26 @@ class Registry:
 
         return self.add(class_images_chore(raw, self._host, by_page=by_page), raw)
 
+    def answers(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Job:
+        """Queue questions to a language model; `raw` holds settings of `AskConfig`. Raises as `caption` does."""
+        from lora_trainer.jobs.asking import answers_chore
+
+        return self.add(answers_chore(raw, self._host, by_page=by_page), raw)
+
     def captioners(self) -> list[Listed]:
         """Every captioner that can be named, and whether it is here."""
         from lora_trainer.jobs.caption_jobs import captioners
 
         return captioners(self._host)
+
+    def make_plain(self, id: str, raw: Mapping[str, Any]) -> Job:
+        """Queue the making of a plain LoRA of what that job wrote, of the rank in `raw`.
+
+        Raises KeyError for an unknown job, and PlainError for one that has written none.
+        """
+        from lora_trainer.jobs.plain_job import plain_chore
+
+        return self.add(plain_chore(self.job(id), raw, self._host), raw)
 
     def add(self, chore: Chore, raw: Mapping[str, Any]) -> Job:
         """Queue a chore; `raw` is what was asked for, to be looked up later."""

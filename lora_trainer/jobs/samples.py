@@ -80,7 +80,7 @@ class SampleMaker:
 
     def _by_host(self, order: SampleOrder, step: int) -> Sequence[Image] | None:
         plan = self.plan
-        if not self.host.draws:
+        if not self.host.draws or plan.lent.owned:  # a file, which is not what the host has loaded
             return None
         if order.weight == 0 or (step == 0 and not plan.config.network.start_from):
             return self.host.draw(order, None)  # a fresh network changes nothing

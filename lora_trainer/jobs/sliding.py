@@ -73,11 +73,6 @@ def _check_prompts(config: RunConfig) -> None:
             f"slider.positive and slider.negative are both {shown(slider.positive)}, so there is no difference to "
             "learn; let them differ in what the slider is to change."
         )
-    if slider.pictures != SliderConfig.pictures and config.data.folder:
-        raise PlainError(
-            f"slider.pictures is {slider.pictures}, but the slider is learned on the pictures of data.folder; leave "
-            "one of them out."
-        )
     for path, given, why in (
         ("data.trigger", config.data.trigger, "a slider has no word to be called by, only its weight"),
         ("data.shuffle_captions", config.data.shuffle_captions, "no caption is learned"),

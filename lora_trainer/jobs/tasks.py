@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from lora_trainer.config.load import dump, load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
 from lora_trainer.jobs.files import RunFiles, files_at
 
-Kind = Literal["training", "captions", "class_images"]
-ChoreKind = Literal["captions", "class_images"]
+Kind = Literal["training", "captions", "class_images", "answers", "plain"]
+ChoreKind = Literal["captions", "class_images", "answers", "plain"]
+CHORES: tuple[ChoreKind, ...] = get_args(ChoreKind)
 
 
 class Place(NamedTuple):
@@ -63,11 +64,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Chore:
-    """Work on images that needs the device, such as describing them; it ends for good, and is ordered anew."""
+    """Work that takes its turn among trainings, such as describing images; it ends for good, and is ordered anew."""
 
     kind: ChoreKind
     name: str  # to be shown; such as that of the folder
-    steps: int  # images
+    steps: int  # images; of "plain" modules
     start: Callable[[Host, Control], Iterator[Event]] | None = None  # None: of an earlier server
     trigger: str = ""
 
@@ -86,7 +87,7 @@ Task = Training | Chore
 def task_of(record: Mapping[str, Any]) -> Task:
     """The task of a record. Raises KeyError, TypeError, ValueError and ConfigError for a foreign one."""
     if "chore" in record:
-        kind: ChoreKind = "captions" if record["chore"] == "captions" else "class_images"
+        kind = CHORES[CHORES.index(record["chore"])]  # ValueError for an unknown one
         return Chore(kind, str(record["name"]), int(record["steps"]), trigger=str(record["trigger"]))
     config = load(record["config"])
     files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)

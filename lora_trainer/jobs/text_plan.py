@@ -27,6 +27,7 @@ from lora_trainer.jobs.planned import Choice, RunPlan, precision_for, result_fil
 from lora_trainer.jobs.validating import look_interval
 from lora_trainer.networks.peft_folder import PART
 from lora_trainer.train.held_out import SEED
+from lora_trainer.train.memory import room
 
 LONGEST = 2048  # tokens, where text.max_length is silent: longer rows cost memory by their square
 USUAL_EPOCHS = 3  # as published recipes for instruction tuning have it (Alpaca, Zephyr)
@@ -43,6 +44,9 @@ class TextPlan(RunPlan):
     data: TextData
     held_out: TextData | None  # for validation
     max_length: int  # tokens
+    base_bytes: int  # memory that the base's weights take
+    free: int | None  # bytes of the device's memory; None where nobody says
+    held: int  # bytes of it that the host's own model takes
 
     @property
     def samples_per_epoch(self) -> int:
@@ -90,6 +94,9 @@ class TextPlan(RunPlan):
             "base": self.facts.name,
             "family": self.facts.kind,
             "parameters": self.facts.parameters,
+            "bytes": self.base_bytes,
+            "free": self.free,
+            "held": self.held,
         }
 
 
@@ -124,9 +131,12 @@ def plan_text(
     save_every, save_choice = save_interval(config, steps)
     validate_every = look_interval(config, steps) if held_out else 0
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
+    there, held = room(device), host.held()
+    free = there.free if there else None
     choices = (
         Choice("base model", f"{facts.name} ({facts.architecture}, {_count(facts.parameters)} parameters)", ""),
         _memory(config, facts, dtype, device),
+        *_room(config, device, host, free, held),
         Choice("texts", _found(records, understood), ", ".join(f"{n} as {f}" for f, n in understood.forms.items())),
         Choice("wording", wording.form, wording.reason),
         Choice("tokens", f"{counted.tokens:,}, of which {counted.targets:,} are learnt", _learnt(config)),
@@ -155,6 +165,7 @@ def plan_text(
         sample_every=config.samples.every or save_every, choices=choices,
         notes=(*records.warnings, *understood.warnings, *_shortened(counted, max_length), *taken(file_choice)),
         facts=facts, wording=wording, counted=counted, data=data, held_out=held_out, max_length=max_length,
+        base_bytes=_base_bytes(config, facts, dtype), free=free, held=held,
     )  # fmt: skip
 
 
@@ -239,16 +250,29 @@ def _steps(config: RunConfig, data: TextData, processes: int) -> tuple[int, Choi
     return steps, Choice("steps", f"{steps} ({epochs} epochs)", "" if train.epochs else "as usual for fine-tuning")
 
 
-def _memory(config: RunConfig, facts: LanguageFacts, dtype: torch.dtype, device: torch.device) -> Choice:
+def _base_bytes(config: RunConfig, facts: LanguageFacts, dtype: torch.dtype) -> int:
     kind = config.text.quantize
+    return facts.bytes_at(torch.empty((), dtype=dtype).element_size() if kind == "none" else BYTES_A_WEIGHT[kind])
+
+
+def _memory(config: RunConfig, facts: LanguageFacts, dtype: torch.dtype, device: torch.device) -> Choice:
+    kind, size = config.text.quantize, _base_bytes(config, facts, dtype)
     if kind == "none":
-        size = facts.bytes_at(torch.empty((), dtype=dtype).element_size())
         how = f"dequantised from {facts.stored}" if facts.gguf else f"stored as {facts.stored}"
         return Choice("base in memory", f"{_size(size)}, {str(dtype).removeprefix('torch.')}", how)
     why_not = why_not_quantised(kind, device)
     if why_not:
         raise PlainError(why_not)
-    return Choice("base in memory", f"about {_size(facts.bytes_at(BYTES_A_WEIGHT[kind]))}", f"{kind}, by bitsandbytes")
+    return Choice("base in memory", f"about {_size(size)}", f"{kind}, by bitsandbytes")
+
+
+def _room(config: RunConfig, device: torch.device, host: Host, free: int | None, held: int) -> list[Choice]:
+    """What is free of the device's memory, and what the host's own model takes of it."""
+    if free is None:
+        return []
+    taken = f"; {host.name} holds {_size(held)} of it" if held else ""
+    after = "moved aside for the training" if config.model.aside else "model.aside: true moves it aside"
+    return [Choice("free memory", f"{_size(free)} on {device}{taken}", after if held else "")]
 
 
 def _found(records: Records, understood: Understood) -> str:

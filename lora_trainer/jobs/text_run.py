@@ -38,6 +38,8 @@ class TextRun:
     def ready(self, borrowed: ExitStack) -> Generator[Event, None, Readied | None]:
         """Everything for the loop, or None when stop was ordered; layers and memory are given back with `borrowed`."""
         plan = self.plan
+        if plan.config.model.aside:
+            borrowed.enter_context(self.host.aside())
         exclusive = self._exclusive()
         language = yield from in_turn(exclusive, self.control, self._loaded)
         if language is None:

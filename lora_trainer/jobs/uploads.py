@@ -19,6 +19,7 @@ from lora_trainer.contracts import HostPaths, PlainError
 from lora_trainer.data.arriving import KINDS, Left
 from lora_trainer.data.images import ENDINGS
 from lora_trainer.data.infotext import infotext, prompt_of
+from lora_trainer.data.mask_files import FOLDER as MASKS
 from lora_trainer.data.taking_in import Taken, take_in
 from lora_trainer.data.zipped import unpack
 from lora_trainer.jobs.limits import bad_name, check_allowed
@@ -176,9 +177,10 @@ class Upload:
 
     def _drop_common_folder(self, folder: Path) -> None:
         """A folder that was sent as a whole becomes the data set itself, not a folder in it; but "10_cat" says how
-        often its pictures are shown, and stays."""
+        often its pictures are shown, "mask" that they are masks, and both stay."""
         inside = list(self._files.iterdir())
-        if len(inside) == 1 and inside[0].is_dir() and not re.match(r"[1-9][0-9]*_", inside[0].name):
+        telling = rf"[1-9][0-9]*_|{MASKS}\Z"
+        if len(inside) == 1 and inside[0].is_dir() and not re.match(telling, inside[0].name):
             moved = self._here / "inside"
             inside[0].rename(moved)
             self._files.rmdir()

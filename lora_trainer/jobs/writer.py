@@ -103,7 +103,7 @@ class Writer:
         step = outcome.state.step
         if outcome.kind == "done":
             return f"All {step} steps are done"
-        looks = f"{self.plan.config.validation.patience} looks at the held-out images were no better"
+        looks = f"{self.plan.config.validation.patience} looks at the held-out data were no better"
         return f"Ended after step {step} of {self.plan.steps}, since {looks}"
 
     def _which(self, state: TrainingState) -> tuple[Path | None, str]:
@@ -113,15 +113,15 @@ class Writer:
             return None, ""
         best, last = min(looks, key=lambda look: look.loss), looks[-1]
         if best.step == last.step:
-            return None, ", which is also the best on the held-out images."
+            return None, ", which is also the best on the held-out data."
         if best.step == 0 or not self.plan.files.best.exists():
             return None, (
-                "; on the held-out images no step was better than before the training, so lower the learning rate or "
+                "; on the held-out data no step was better than before the training, so lower the learning rate or "
                 "look at the captions."
             )
         better = self.plan.files.best
         losses = f"(loss {best.loss:.4f}, at the end {last.loss:.4f})"
-        return better, f"; the held-out images say that step {best.step} is better {losses}: use {better}"
+        return better, f"; the held-out data say that step {best.step} is better {losses}: use {better}"
 
     def _ended_early(self, outcome: Outcome) -> Iterator[Event]:
         step, steps = outcome.state.step, self.plan.steps

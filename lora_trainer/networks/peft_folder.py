@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lora_trainer.contracts import NetworkState, PlainError
+from lora_trainer.networks.changes import Change
 from lora_trainer.networks.file import Precision, write_tensors
+from lora_trainer.networks.low_rank import directed
 from lora_trainer.networks.state import DORA, ModuleWeights, as_state, modules_of
 from lora_trainer.weights.read import open_checkpoint
 from lora_trainer.weights.write import write_whole
@@ -73,6 +78,36 @@ def read_adapter(folder: Path) -> tuple[NetworkState, dict[str, Any]]:
     if not modules:
         raise PlainError(f"{folder / WEIGHTS} holds no LoRA of linear layers; choose another adapter.")
     return as_state(modules) | lengths, settings
+
+
+@contextmanager
+def worn(model: nn.Module, folder: Path) -> Generator[None]:
+    """Within it the adapter in `folder` acts on `model`, put on by peft itself. Raises PlainError if it cannot."""
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what peft uses of transformers is not the user's concern
+            dressed = cast(Any, PeftModel).from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise PlainError(f"{folder} does not fit this model ({told}); choose the base it was trained on.") from error
+    try:
+        dressed.eval()
+        yield
+    finally:
+        dressed.unload()
+
+
+def merged(weight: Tensor, change: Change) -> Tensor:
+    """The weight (out, in) with the adapter at 1, float32: W + B A alpha / r (Hu et al. 2021, eq. 3), and of a DoRA
+    each row of that brought to its learnt length (huggingface/peft, tuners/lora/dora.py)."""
+    factors = change.plain()
+    summed = directed(weight, factors.down, factors.up, change.scale)
+    if change.kind != "dora":
+        return summed
+    norm = summed.square().sum(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(summed.dtype).tiny)
+    return summed * (change.tensors[DORA].float().view(-1, 1) / norm)
 
 
 def endings(chosen: Iterable[str], every: Sequence[str]) -> tuple[str, ...]:

@@ -199,8 +199,8 @@ def _validated(pace: Pace, work: Work, step: int) -> Generator[Event, None, bool
         try:
             yield from _look(work, work.validation, work.watch, step)
         except Exception as error:
-            _log.warning("A look at the held-out images failed.", exc_info=error)
-            text = f"The held-out images were not looked at after step {step}, the training goes on: {in_words(error)}"
+            _log.warning("A look at the held-out data failed.", exc_info=error)
+            text = f"The held-out data were not looked at after step {step}, the training goes on: {in_words(error)}"
             yield Told(text, "warning")
     return work.processes.any(bool(work.watch and work.watch.looks and work.watch.exhausted))
 
@@ -215,7 +215,7 @@ def _look(work: Work, validation: Validation, watch: Watch, step: int) -> Genera
     by_range = tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
     loss = sum(by_range) / len(by_range)
     if not math.isfinite(loss):
-        yield Told(f"The loss on the held-out images after step {step} is not a finite number.", "warning")
+        yield Told(f"The loss on the held-out data after step {step} is not a finite number.", "warning")
         return
     warning = watch.measured(step, loss)
     yield Validated(step, loss, by_range, watch.best.step)

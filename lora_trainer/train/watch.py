@@ -42,7 +42,7 @@ class Watch:
         self.warned = True
         since = self._since_best()[0].step
         return (
-            f"Overfitting since step {since}: the training loss falls while the loss on the held-out images rises; "
+            f"Overfitting since step {since}: the training loss falls while the loss on the held-out data rises; "
             f"the best is step {self.best.step}."
         )
 

@@ -382,6 +382,9 @@ def captioned(pictures: int) -> dict[str, Any]:
                     time.sleep(0.001)
             return ["a picture" for _ in images]
 
+        def lacks(self) -> None:
+            """Nothing."""
+
         def close(self) -> None:
             order.append("closed")
 

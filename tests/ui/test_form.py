@@ -146,13 +146,16 @@ def test_a_configuration_fills_every_field(form: Form) -> None:
     assert (filled["subject"], filled["strength"]) == (None, "strong")
 
 
+_PLACES = ("views", "plan", "tools", "run", "workshop", "language_plan", "try")  # drawn by the scripts
+
+
 def test_the_page_builds_and_keeps_out_of_the_hosts_memory_of_defaults(host: Host) -> None:
     blocks = page(cast(Any, None), host)
     named = {one["props"].get("elem_id") for one in components(blocks)}
     assert {"lt_page", "lt_start", "lt_answer", "lt_do_plan", "lt_do_bring", "lt_drop"} <= named
     ours = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) and hasattr(block, "value")]
     kept = [block.elem_id for block in ours if not getattr(block, "do_not_save_to_config", False)]
-    assert set(kept) <= {f"lt_{place}_block" for place in ("views", "plan", "tools", "run", "workshop")}
+    assert set(kept) <= {f"lt_{place}_block" for place in _PLACES}
 
 
 # --- presets ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.api.routes import PREFIX, routes_of
 from lora_trainer.jobs.events import KINDS
 from lora_trainer.jobs.registry import Registry
+from tests.builders.language import write_model
 from tests.builders.runs import small_run
 from tests.builders.served import Client, application, served
 
@@ -60,6 +61,7 @@ def test_every_kind_of_event_is_in_the_page() -> None:
 
 def test_every_curl_line_works_and_answers_as_shown(tmp_path: Path) -> None:
     small_run(tmp_path)
+    write_model(tmp_path / "llama")
     host = Standalone(runs=tmp_path / "runs", loras=tmp_path / "loras", checkpoints=[tmp_path])
     registry = Registry(host)
     lasting: dict[str, Any] = {
@@ -86,7 +88,7 @@ def test_every_curl_line_works_and_answers_as_shown(tmp_path: Path) -> None:
                 _same_shape(example, answer, section.partition("\n")[0])
             done += len(found)
         registry.close(60)
-    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 37
+    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 39
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "small.jpg").read_bytes().startswith(b"\xff\xd8")
 
@@ -100,7 +102,8 @@ def _open_data_set(client: Client, folder: Path) -> dict[str, str]:
 
 
 def _run(line: str, folder: Path, address: str, given: dict[str, str]) -> Any:
-    line = line.replace("/data/my_cat", str(folder / "pictures")).replace('"base_model": "demo"', '"base_model": "sd1"')
+    line = line.replace("/data/my_cat", str(folder / "pictures")).replace("/models/llama", str(folder / "llama"))
+    line = line.replace('"base_model": "demo"', '"base_model": "sd1"')
     names = " ".join(f"{name}={value}" for name, value in given.items())
     code = f"API={address}{PREFIX} {names}\n{line.strip()} -sS -w '\\n%{{http_code}}'"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=folder, check=True, timeout=60)

@@ -74,6 +74,9 @@ class Speaker:
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         return ["said" for _ in images]
 
+    def lacks(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         pass
 

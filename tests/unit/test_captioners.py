@@ -24,7 +24,7 @@ from lora_trainer.captioners.registry import captioner_of, listed
 from lora_trainer.captioners.wd14 import Wd14
 from lora_trainer.captioners.wording import joined, worded
 from lora_trainer.config.captioning import CaptionConfig
-from lora_trainer.contracts import PlainError
+from lora_trainer.contracts import Lack, PlainError
 from tests.builders.captioners import COLOURS, picture, write_blip, write_clip, write_coca, write_wd14
 
 CPU = torch.device("cpu")
@@ -388,6 +388,10 @@ def test_onnxruntime_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_hosts_own_captioners_come_first_and_are_told_where_there_is_no_host(tmp_path: Path) -> None:
     class Hosted:
         name, makes, batch_size = "host", "sentences", 4
+        lack: Lack | None = None
+
+        def lacks(self) -> Lack | None:
+            return self.lack
 
     hosted = Hosted()
     write_wd14(tmp_path / "wd14")
@@ -401,6 +405,11 @@ def test_a_hosts_own_captioners_come_first_and_are_told_where_there_is_no_host(t
     assert {one.name: one.where for one in found if not one.hosted} == {name: str(tmp_path / name) for name in KNOWN}
     assert {one.name for one in found if one.makes == "tags"} == {"clip-tags", "wd14"}
     assert captioner_of(CaptionConfig(model="host"), CPU, [hosted]) is hosted  # type: ignore[list-item]
+    hosted.lack = Lack("0.9 GB", "models/BLIP/model.pth", "It has no model.pth; put it there.")
+    assert listed(tmp_path, [hosted])[0][3:6] == (False, "0.9 GB", "models/BLIP/model.pth")  # type: ignore[list-item]
+    with pytest.raises(PlainError, match=r"no model\.pth; put it there"):
+        captioner_of(CaptionConfig(model="host"), CPU, [hosted])  # type: ignore[list-item]
+    assert captioner_of(CaptionConfig(model="host", download=True), CPU, [hosted]) is hosted  # type: ignore[list-item]
     with pytest.raises(PlainError, match="a WebUI's own"):
         captioner_of(CaptionConfig(model="deepbooru"), CPU)
 

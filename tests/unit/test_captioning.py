@@ -20,7 +20,7 @@ from PIL.Image import Image
 
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.config.surfaces import captions_table, json_schema
-from lora_trainer.contracts import Captioner, Event, Finished, PlainError, Prepared, Told
+from lora_trainer.contracts import Event, Finished, HostCaptioner, PlainError, Prepared, Told
 from lora_trainer.data.scan import scan
 from lora_trainer.hosts.a1111.turn import Turn
 from lora_trainer.hosts.standalone import Standalone
@@ -52,11 +52,11 @@ def folder(tmp_path: Path) -> Path:
 class Host(Standalone):
     """Stand-alone, with a captioner of its own that says what it is told to."""
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: HostCaptioner) -> None:
         super().__init__()
         self.given = captioner
 
-    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[Captioner]:
+    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[HostCaptioner]:
         return (self.given,)
 
 
@@ -82,6 +82,9 @@ class Speaker:
             raise RuntimeError("the card fell off")
         middles = [image.getpixel((image.width // 2, image.height // 2)) for image in images]
         return ["a " + list(COLOURS)[middle.index(max(middle))] for middle in middles]  # type: ignore[union-attr, arg-type]
+
+    def lacks(self) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         self.closed = True
@@ -195,7 +198,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(folder: Path) -> None:
 class Queue(Host):
     """A host whose device is shared as a WebUI's is; counts visits."""
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: HostCaptioner) -> None:
         super().__init__(captioner)
         self.lock = FIFOLock()
         self.shared = Turn(self.lock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from PIL import Image
 from lora_trainer.config.class_images import ClassImagesConfig
 from lora_trainer.config.load import ConfigError
 from lora_trainer.config.surfaces import captions_table
-from lora_trainer.contracts import Event, Finished, HostPaths, PlainError, Prepared, SampleOrder
+from lora_trainer.contracts import Event, Finished, HostPaths, LentModel, PlainError, Prepared, SampleOrder
+from lora_trainer.families.registry import lend_file
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.interfaces.cli import main
 from lora_trainer.jobs.class_images import Controls, draw_class_images, plan_class_images
@@ -45,15 +47,22 @@ def names(folder: Path) -> list[str]:
 
 
 class Painting(Standalone):
-    """A host that draws, a plain picture of the seed's shade; seen by what it was asked for."""
+    """A host that lends its base and draws with it, a plain picture of the seed's shade; seen by what it was asked."""
 
     draws = True
 
-    def __init__(self, interrupted_at: int | None = None, **more: Any) -> None:
-        super().__init__(**more)
+    def __init__(self, own: Path, interrupted_at: int | None = None) -> None:
+        super().__init__()
+        self.own = own
         self.orders: list[SampleOrder] = []
         self.loras: list[Path | None] = []
         self._interrupted_at = interrupted_at
+
+    def base_file(self, base: str) -> Path | None:
+        return super().base_file(base) if base else None
+
+    def lend(self) -> LentModel:
+        return replace(lend_file(self.own), owned=False)
 
     def draw(self, order: SampleOrder, lora: Path | None) -> Sequence[Image.Image]:
         self.orders.append(order)
@@ -108,8 +117,8 @@ def test_a_host_draws_with_its_own_model_and_without_a_lora(base: Path, tmp_path
     Image.new("RGB", (8, 8)).save(folder / "mine.JPG")
     Image.new("L", (8, 8)).save(folder / "mask" / "mine.png")  # counts for nothing
     (folder / "class_00001.png").write_bytes(b"there, whatever it is")
-    host = Painting()
-    drawn(wanted(base, folder, count=5, seed=7, negative="dog", guidance=5.0), host)
+    host = Painting(base)
+    drawn(wanted("", folder, count=5, seed=7, negative="dog", guidance=5.0), host)
     assert [order.seed for order in host.orders] == [7, 9, 10], "number 1 is taken"
     assert {(order.prompts, order.negative, order.size, order.guidance) for order in host.orders} == {
         ((PROMPT,), "dog", 64, 5.0)
@@ -118,9 +127,13 @@ def test_a_host_draws_with_its_own_model_and_without_a_lora(base: Path, tmp_path
     with Image.open(folder / "class_00003.png") as image:
         assert image.info["parameters"].startswith(PROMPT)
     assert (folder / "class_00001.png").read_bytes() == b"there, whatever it is"
-    end = drawn(wanted(base, tmp_path / "other"), Painting(interrupted_at=2))[-1]
+    end = drawn(wanted("", tmp_path / "other"), Painting(base, interrupted_at=2))[-1]
     assert isinstance(end, Finished)
     assert (end.outcome, end.step) == ("stopped", 1)
+    host.orders.clear()
+    drawn(wanted(base, tmp_path / "file", count=1), host)
+    assert host.orders == [], "another base than the host's own is none that it could draw with"
+    assert names(tmp_path / "file") == ["class_00000.png", "class_00000.txt"]
 
 
 @pytest.mark.parametrize(
@@ -150,9 +163,9 @@ def test_it_takes_its_turn_in_the_queue(base: Path, tmp_path: Path) -> None:
         def paths(self) -> HostPaths:
             return HostPaths(None, tmp_path / "runs", (base.parent,), (allowed,))
 
-    host = Fenced()
+    host = Fenced(base)
     registry = Registry(host)
-    raw = {"prompt": PROMPT, "folder": str(allowed / "class"), "count": 2, "size": 64, "base_model": str(base)}
+    raw = {"prompt": PROMPT, "folder": str(allowed / "class"), "count": 2, "size": 64}
     job = registry.draw_class_images(raw)
     assert (job.task.kind, job.name, job.total_steps) == ("class_images", "class", 2)
     until_over(job)

@@ -66,6 +66,22 @@ def test_a_taken_name_gets_a_number_and_its_caption_and_mask_too(sent: Path, the
     assert captions(there) == {"a.png": "mine", "a_2.png": "", "a_3.png": "other"}
 
 
+def test_a_folder_of_masks_goes_with_its_pictures(sent: Path, there: Path) -> None:
+    fill(there, a__png="red", mask_in_a__png="white", b__png="red")
+    fill(sent, a__png="blue", a__txt="two", mask_in_a__png="green", mask_in_b__jpg="white", sub_in_mask_in_c__png="red")
+    taken = take_in(sent, there)
+    assert {item.name: item.mask for item in scan(there).items} == {
+        "a.png": there / "mask/a.png", "a_2.png": there / "mask/a_2.png", "b.png": there / "mask/b.jpg",
+        "sub/mask/c.png": None,
+    }  # fmt: skip
+    assert (there / "mask/a_2.png").read_bytes() == fill(sent, green__png="green").joinpath("green.png").read_bytes()
+    assert sorted(taken.pictures) == ["a_2.png", "sub/mask/c.png"], "without a picture beside it none is a mask"
+    assert taken.renamed == {"a.png": "a_2.png", "a.txt": "a_2.txt", "mask/a.png": "mask/a_2.png"}
+    fill(sent, mask_in_b__jpg="green")
+    (left,) = take_in(sent, there).left
+    assert "another mask/b.jpg already" in left.reason, "a mask under another name would be a mask of nothing"
+
+
 @pytest.mark.parametrize("name", ["A.png", "a.jpg"])
 def test_a_picture_never_gets_the_caption_of_its_namesake(sent: Path, there: Path, name: str) -> None:
     """Names that differ in case or ending share a caption file, here or on the next system."""

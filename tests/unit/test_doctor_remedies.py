@@ -144,7 +144,9 @@ def test_opacity_becomes_a_mask_that_is_upright_and_no_image_of_the_set(tmp_path
     assert [item.name for item in checkup.scan.items] == ["0.png", "holed.png", "kept-masklabel.png"]
     assert "1 mask written" in told[0]
     Image.new("L", (4, 4)).save(tmp_path / "holed-masklabel.png")
-    assert "0 masks written" in fixed(tmp_path, "transparent")[1][0], "a mask that is there is left alone"
+    again = fixed(tmp_path, "transparent")[1]
+    assert again == ["transparent: nothing to do, none was found."], "a mask that is there is left alone"
+    assert Image.open(tmp_path / "holed-masklabel.png").size == (4, 4)
 
 
 def test_what_cannot_be_mended_is_a_sentence_and_leaves_everything_whole(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_nothing_is_fetched_that_was_not_asked_for(webui: WebUI) -> None:
     with pytest.raises(PlainError, match=r"model-resnet_custom_v3\.pt"):
         DeepBooru(webui.turn, threshold=None, download=False).caption(PICTURES)
     assert not {"load", "start"} & set(webui.steps)
+    captioners = (HostBlip(webui.turn, download=True), DeepBooru(webui.turn, threshold=None, download=True))
+    lacks = [one.lacks() for one in captioners]
+    assert [Path(lack.where).name for lack in lacks if lack] == [
+        "model_base_caption_capfilt_large.pth", "model-resnet_custom_v3.pt",
+    ]  # fmt: skip
+    webui.interrogator.blip_model = webui.tagger.model = object()
+    assert [one.lacks() for one in captioners] == [None, None], "what is loaded lacks nothing"
+    webui.interrogator.blip_model = webui.tagger.model = None
     assert webui.steps.count("lock") == webui.steps.count("unlock") == 2
     (webui.models / "torch_deepdanbooru").mkdir()
     (webui.models / "torch_deepdanbooru" / "mine.pt").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_trainer.config.load import load
+from lora_trainer.config.load import load, load_yaml
 from lora_trainer.config.options import NetworkConfig, ObjectiveConfig, SliderConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.config.tasks import check_task
 from lora_trainer.contracts import Batch, Finished, PlainError, Prepared, Sampled, Stepped, Told
 from lora_trainer.demo.show import ASSETS
 from lora_trainer.families.registry import family_named, lend_file
+from lora_trainer.hosts.a1111.drawing import with_lora
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.jobs.plan import plan_run
 from lora_trainer.jobs.run import Controls, run
+from lora_trainer.jobs.sliding import check, kind_of
 from lora_trainer.jobs.start import put_on as put_file_on
 from lora_trainer.networks.network import inject
 from lora_trainer.train.objective import add_noise, target
@@ -242,16 +245,28 @@ def test_what_is_no_pair_is_refused_by_name(tmp_path):
         plan_run(config, Standalone())
 
 
+def test_examples_on_the_page_load_as_they_stand(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "sliders.md").read_text(encoding="utf-8")
+    kinds = []
+    for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", page, flags=re.S)):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text, encoding="utf-8")
+        config = load(load_yaml(file))
+        check(config)
+        kinds.append(kind_of(config))
+    assert kinds == ["prompts", "pictures"]
+
+
 # --- what does not go together ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"slider__target": "a barn"}, "sliders of two prompts only"),
-     ({"slider__strength": 2.0}, "sliders of two prompts only"),
+    [({"slider__target": "a barn"}, "only where slider.positive or"),
+     ({"slider__strength": 2.0}, "only where slider.positive or"),
      ({"slider__positive": "a barn", "slider__negative": "a barn "}, "no difference"),
      ({**PROMPTS, "slider__opposite": "elsewhere"}, "learned from pictures"),
-     ({**PROMPTS, "slider__pictures": 5}, "leave one of them out"),
+     ({**PROMPTS, "slider__pictures": 5}, "only where data.folder is empty"),
      ({**PROMPTS, "data__trigger": "ohwx"}, "only its weight"),
      ({**PROMPTS, "validation__share": 0.2}, "none can be held out"),
      ({**PROMPTS, "objective__preserve": 1.0, "objective__preserve_class": "x"}, "preserve"),
@@ -320,6 +335,30 @@ def test_samples_show_both_ends_and_the_middle(tmp_path):
     assert len(set(before)) == 1
     assert len(set(after)) == 3
     assert after[1] == before[1]
+
+
+class Drawing(Standalone):
+    """A host that draws, and notes what it was asked for."""
+
+    draws = True
+
+    def __init__(self):
+        super().__init__()
+        self.asked: list[tuple[float, bool]] = []
+
+    def draw(self, order, lora):
+        self.asked.append((order.weight, lora is not None and lora.is_file()))
+        return [Image.new("RGB", (64, 64)) for _ in order.prompts]
+
+
+def test_a_host_draws_both_ends_with_the_file_and_the_middle_without(tmp_path):
+    host = Drawing()
+    config = small_run(
+        tmp_path, **PROMPTS, train__steps=1, samples__prompts=["a barn"], samples__every=100, output__save_steps=0
+    )
+    assert list(run(config, host=host, control=Controls()))[-1].outcome == "done"
+    assert host.asked == [(-1, False), (0, False), (1, False), (-1, True), (0, False), (1, True)]
+    assert with_lora("a barn", Path("loras/age.safetensors"), -1.0) == "a barn <lora:age:-1>"
 
 
 def test_it_steers(tmp_path):

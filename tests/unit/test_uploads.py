@@ -68,6 +68,8 @@ def test_a_folder_becomes_a_data_set_of_its_own(paths: HostPaths) -> None:
 def test_a_folder_keeps_its_name_where_that_means_something(paths: HostPaths, tmp_path: Path) -> None:
     repeated = sent(paths, {"10_cat/a.png": picture("red")}).finish()
     assert [item.repeats for item in scan(repeated.folder).items] == [10]
+    sent(paths, {"mask/a.png": picture("white")}, folder=repeated.folder / "10_cat").finish()
+    assert [item.mask for item in scan(repeated.folder).items] == [repeated.folder / "10_cat/mask/a.png"]
     (tmp_path / "mine").mkdir()
     joined = sent(paths, {"cats/a.png": picture("red")}, folder=tmp_path / "mine").finish()
     assert joined.pictures == ["cats/a.png"]

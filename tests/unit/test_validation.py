@@ -136,7 +136,7 @@ RISING = [(0, 0.9), (0.8, 0.7), (0.6, 0.5), (0.5, 0.52), (0.4, 0.55)]
 def test_falling_training_and_rising_held_out_loss_is_overfitting_told_once():
     watch, said = judged([*RISING, (0.3, 0.58)])
     assert said[4] == (
-        "Overfitting since step 300: the training loss falls while the loss on the held-out images rises; the best is "
+        "Overfitting since step 300: the training loss falls while the loss on the held-out data rises; the best is "
         "step 200."
     )
     assert [bool(text) for text in said] == [False, False, False, False, True, False]
@@ -228,7 +228,7 @@ def test_patience_ends_the_run(tmp_path):
     end = events[-1]
     assert isinstance(end, Finished)
     assert (end.outcome, end.step) == ("done", best + 2)
-    assert f"Ended after step {best + 2} of 12, since 2 looks at the held-out images were no better" in end.text
+    assert f"Ended after step {best + 2} of 12, since 2 looks at the held-out data were no better" in end.text
     assert (tmp_path / "lora/lora/lora.safetensors").exists()
 
 

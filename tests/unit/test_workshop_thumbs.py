@@ -103,3 +103,16 @@ def test_small_pictures_of_images_that_are_gone_are_forgotten(tmp_path: Path) ->
     forget_thumbs(tmp_path / "cache", [kept.target])
     assert (kept.target.is_file(), gone.target.is_file()) == (True, False)
     assert gone.source.is_file(), "the picture itself stays"
+
+
+def test_a_picture_that_both_threads_come_to_is_made_once_and_costs_neither(tmp_path: Path, made: list[str]) -> None:
+    before = set(threading.enumerate())
+    all_of_them = wanted(tmp_path, 12)
+    thumbs = Thumbs()
+    thumbs.later("set", all_of_them)
+    for one in all_of_them:  # the very one that is made ahead, each time
+        thumbs.get(one)
+    assert sorted(made, key=int) == [str(number) for number in range(12)]
+    alive = [one for one in threading.enumerate() if one.name == "thumbs" and one not in before]
+    assert len(alive) == 2
+    thumbs.close()

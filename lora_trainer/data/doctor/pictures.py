@@ -76,14 +76,13 @@ def _blurry(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[Findin
 
 
 def _transparent(items: Sequence[Item], looks: Mapping[str, Look]) -> Iterator[Finding]:
-    found = [item for item in items if item.name in looks and looks[item.name].transparent > 0]
+    found = [item for item in items if item.name in looks and looks[item.name].transparent > 0 and item.mask is None]
     if found:
         yield Finding(
             "transparent", "advice", _names(found),
-            f"{count(len(found), 'image', 'has', 'have')} transparent parts, which are trained on as white: put a "
-            "background "
-            "behind if the LoRA shall not learn a white one, and say 'white background' in the caption if it "
-            "may; or turn data.masked_loss on, and they are not learned at all.",
+            f"{count(len(found), 'image', 'has', 'have')} transparent parts and no mask; they are trained on as white: "
+            "put a background behind if the LoRA shall not learn a white one, and say 'white background' in the "
+            "caption if it may; or turn data.masked_loss on, and they are not learned at all.",
         )  # fmt: skip
 
 

@@ -77,7 +77,8 @@ class Thumbs:
         self._asked: list[Wanted] = []  # the last one first: what somebody scrolled past is not waited for
         self._soon: deque[Wanted] = deque()
         self._later: dict[str, Iterator[Wanted]] = {}
-        self._under_way: dict[Path, Future[None]] = {}
+        self._under_way: dict[Path, Future[None]] = {}  # what somebody waits for, or a thread makes
+        self._making: set[Path] = set()
         self._ahead = threading.Lock()
         self._news = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -173,19 +174,24 @@ class Thumbs:
         return None
 
     def _make(self, wanted: Wanted) -> None:
+        target = wanted.target
         with self._news:
-            future = self._under_way.setdefault(wanted.target, Future())
+            if target in self._making:
+                return  # by the other thread, which tells whoever waits
+            self._making.add(target)
+            future = self._under_way.setdefault(target, Future())
         try:
-            data = small_jpeg(wanted.source)
-            write_whole(wanted.target, data)
+            if not target.is_file():
+                write_whole(target, small_jpeg(wanted.source))
         except PlainError as error:
             future.set_exception(error)
         except OSError as error:
-            told = f"{wanted.target} cannot be written ({error.strerror or error}); make room on the disk."
+            told = f"{target} cannot be written ({error.strerror or error}); make room on the disk."
             future.set_exception(PlainError(told))
         else:
             future.set_result(None)
         finally:
             future.cancel()  # of no effect but after an error that nobody foresaw: whoever waits is not left waiting
             with self._news:
-                self._under_way.pop(wanted.target, None)
+                self._making.remove(target)
+                self._under_way.pop(target, None)

@@ -69,7 +69,7 @@ def load(
         more["use_safetensors"] = True
     precision = "dtype" if _release() >= (4, 56) else "torch_dtype"
     try:
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with torch.random.fork_rng(devices=[]), quiet():
             model, said = cast(Any, AutoModelForCausalLM).from_pretrained(
                 where, local_files_only=True, trust_remote_code=False, output_loading_info=True,
                 **{precision: dtype}, **more,
@@ -144,8 +144,8 @@ def _short(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' own bar and its remarks on weights: what matters of them is checked and told by us."""
+def quiet() -> Iterator[None]:
+    """Within it transformers shows no bar and makes no remarks on weights: what matters is checked and told by us."""
     from transformers.utils import logging as theirs
 
     before, bars = theirs.get_verbosity(), getattr(theirs, "is_progress_bar_enabled", lambda: True)()

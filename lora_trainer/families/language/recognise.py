@@ -76,6 +76,11 @@ def is_language_folder(path: Path) -> bool:
     return any(str(name).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names or ())
 
 
+def is_language_model(path: Path) -> bool:
+    """Whether it is such a folder, or a GGUF file."""
+    return is_language_folder(path) or (path.suffix == ".gguf" and path.is_file())
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights. Raises PlainError where one is missing, or there are none."""
     index = folder / INDEX

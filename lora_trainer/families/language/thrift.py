@@ -10,7 +10,7 @@ def recompute_activations(model: Any) -> bool:
 
     transformers does so in training mode only; no dropout of the base's own acts in it (`load.py`).
     """
-    if not getattr(model, "supports_gradient_checkpointing", False) or model.is_gradient_checkpointing:
+    if not getattr(model, "supports_gradient_checkpointing", False) or _recomputes(model):
         return False
     model.enable_input_require_grads()  # older releases lose the gradient of layers whose input needs none
     try:
@@ -19,3 +19,9 @@ def recompute_activations(model: Any) -> bool:
         model.gradient_checkpointing_enable()
     model.train()
     return True
+
+
+def _recomputes(model: Any) -> bool:
+    """Whether it does so already; transformers 5 has another name for it."""
+    name = "is_activation_checkpointing" if hasattr(type(model), "is_activation_checkpointing") else None
+    return bool(getattr(model, name or "is_gradient_checkpointing"))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_trainer.contracts import PlainError
+from lora_trainer.contracts import Lack, PlainError
 from lora_trainer.hosts.a1111.turn import Turn
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ class HostBlip:
                 interrogator.send_blip_to_ram()
                 devices.torch_gc()
 
+    def lacks(self) -> Lack | None:
+        """Its weights, or the vocabulary of its text decoder."""
+        from modules import shared
+
+        return None if shared.interrogator.blip_model is not None else _lacks_blip()
+
     def close(self) -> None:
         """The WebUI keeps its model in memory, or on the device, as its settings say."""
 
@@ -54,8 +60,7 @@ class HostBlip:
         from modules import devices, shared, torch_utils
 
         if interrogator.blip_model is None:
-            if not self._download:
-                _check_blip()
+            _check(None if self._download else self.lacks())
             with _plainly("its BLIP"):
                 model = interrogator.load_blip_model()
             half = not shared.cmd_opts.no_half and not interrogator.running_on_cpu
@@ -88,13 +93,20 @@ class DeepBooru:
             finally:
                 tagger.stop()
 
+    def lacks(self) -> Lack | None:
+        """Its weights."""
+        from modules import deepbooru
+
+        if deepbooru.model.model is not None:
+            return None
+        return _lacks("torch_deepdanbooru", ".pt", "model-resnet_custom_v3.pt", "0.6 GB", "Interrogate DeepBooru")
+
     def close(self) -> None:
         """The WebUI keeps its model in memory, or on the device, as its settings say."""
 
     def _bring(self, tagger: Any) -> None:
         was_there = tagger.model is not None
-        if not was_there and not self._download:
-            _check("torch_deepdanbooru", ".pt", "model-resnet_custom_v3.pt", "0.6 GB", "Interrogate DeepBooru")
+        _check(None if self._download else self.lacks())
         try:
             with _plainly("its DeepBooru"):
                 tagger.start()
@@ -140,25 +152,36 @@ def _plainly(what: str) -> Iterator[None]:
         raise PlainError(f"The WebUI could not load {what} ({told}); see its console.") from error
 
 
-def _check_blip() -> None:
-    """Raise PlainError where loading BLIP would fetch something: its weights, or the words of its text decoder."""
-    _check("BLIP", ".pth", "model_base_caption_capfilt_large.pth", "0.9 GB", "Interrogate CLIP")
+def _lacks_blip() -> Lack | None:
+    """What loading BLIP would fetch: its weights, or the words of its text decoder."""
+    weights = _lacks("BLIP", ".pth", "model_base_caption_capfilt_large.pth", "0.9 GB", "Interrogate CLIP")
+    if weights:
+        return weights
     from huggingface_hub import try_to_load_from_cache
 
-    if not any(isinstance(try_to_load_from_cache(name, "vocab.txt"), str)
-               for name in ("bert-base-uncased", "google-bert/bert-base-uncased")):  # fmt: skip
-        raise PlainError(
-            "The WebUI's BLIP needs the vocabulary of bert-base-uncased from the Hugging Face hub (0.2 MB), which is "
-            "not on this machine: use Interrogate CLIP in img2img once, or let it be fetched with download."
-        )
+    if any(isinstance(try_to_load_from_cache(name, "vocab.txt"), str)
+           for name in ("bert-base-uncased", "google-bert/bert-base-uncased")):  # fmt: skip
+        return None
+    return Lack(
+        "0.2 MB", "the cache of the Hugging Face hub: vocab.txt of bert-base-uncased",
+        "The WebUI's BLIP needs the vocabulary of bert-base-uncased from the Hugging Face hub (0.2 MB), which is "
+        "not on this machine: use Interrogate CLIP in img2img once, or let it be fetched with download.",
+    )  # fmt: skip
 
 
-def _check(folder: str, ending: str, file: str, size: str, button: str) -> None:
+def _lacks(folder: str, ending: str, file: str, size: str, button: str) -> Lack | None:
     from modules import paths_internal
 
     place = Path(paths_internal.models_path) / folder
-    if not any(place.rglob(f"*{ending}")):
-        raise PlainError(
-            f"The WebUI has no {file} in {place} ({size}): put it there, use {button} in img2img once, or let it be "
-            "fetched with download."
-        )
+    if any(place.rglob(f"*{ending}")):
+        return None
+    return Lack(
+        size, str(place / file),
+        f"The WebUI has no {file} in {place} ({size}): put it there, use {button} in img2img once, or let it be "
+        "fetched with download.",
+    )  # fmt: skip
+
+
+def _check(lack: Lack | None) -> None:
+    if lack:
+        raise PlainError(lack.sentence)

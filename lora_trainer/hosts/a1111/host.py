@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.contracts import Captioner, Event, HostPaths, LentModel, PlainError, SampleOrder, Told
+from lora_trainer.contracts import Event, HostCaptioner, HostPaths, LentModel, PlainError, SampleOrder, Told
 from lora_trainer.hosts import beside
 from lora_trainer.hosts.a1111 import drawing, loras, memory
 from lora_trainer.hosts.a1111 import model as models
@@ -109,6 +109,24 @@ class A1111:
         with self._turn:
             return memory.spare(models.loaded())
 
+    def held(self) -> int:
+        """What the loaded checkpoint takes; nothing on a CPU, or where --medvram keeps it off the device."""
+        return memory.held(models.loaded())
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The queue lock for as long as it takes, and the checkpoint off the device by the WebUI's own function."""
+        with self._turn:
+            model = models.loaded()
+            moved = memory.held(model) > 0
+            if moved:
+                memory.set_aside(model)
+            try:
+                yield
+            finally:
+                if moved:
+                    memory.bring_back(model)
+
     def contended(self) -> bool:
         """Whether a generation, a change of checkpoint or the like runs or waits."""
         return self._turn.contended()
@@ -146,7 +164,7 @@ class A1111:
             return told
         return [*told, _compared(*[drawn[0] for drawn in pictures if drawn])]
 
-    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[Captioner]:
+    def captioners(self, *, threshold: float | None = None, download: bool = False) -> Sequence[HostCaptioner]:
         """What "Interrogate" asks: BLIP and DeepBooru."""
         turn = self._turn
         return (HostBlip(turn, download=download), DeepBooru(turn, threshold=threshold, download=download))

@@ -57,6 +57,29 @@ def spare(model: Any) -> str:
     return f"the WebUI's other checkpoints went to the CPU's memory ({names})" if names else ""
 
 
+def held(model: Any) -> int:
+    """Bytes of the device's memory that the checkpoint's weights take."""
+    from modules import devices
+
+    if model is None or model.lowvram or not _is_on(devices.device, model):
+        return 0
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+
+
+def set_aside(model: Any) -> None:
+    """The checkpoint to the CPU's memory."""
+    from modules import sd_models
+
+    sd_models.send_model_to_cpu(model)
+
+
+def bring_back(model: Any) -> None:
+    """The checkpoint to the device again."""
+    from modules import sd_models
+
+    sd_models.send_model_to_device(model)
+
+
 def _is_on(device: Any, model: Any) -> bool:
     return device.type != "cpu" and next(model.parameters()).device.type == device.type
 

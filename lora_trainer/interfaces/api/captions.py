@@ -34,6 +34,12 @@ def caption_routes(registry: Registry) -> dict[str, dict[str, Handler]]:
         job = await run_in_threadpool(registry.draw_class_images, raw)
         return answer({"id": job.id})
 
+    async def answers(request: Request) -> Response:
+        raw = await mapping_of(request)
+        job = await run_in_threadpool(registry.answers, raw)
+        return answer({"id": job.id})
+
     return {
-        "/captioners": {"GET": captioners}, "/captions": {"POST": caption}, "/class_images": {"POST": class_images}
+        "/captioners": {"GET": captioners}, "/captions": {"POST": caption}, "/class_images": {"POST": class_images},
+        "/answers": {"POST": answers},
     }  # fmt: skip

@@ -58,6 +58,7 @@ def job_form(job: Job) -> dict[str, Any]:
         "seconds_per_step": pace,
         "seconds_left": pace * left if pace is not None and going else None,
         "lora": files[-1].stem if files else None,
+        "network": job.training.config.network.kind if job.training else None,
         "sample": _sample(job.training) if job.training else None,
         "trigger": job.task.trigger,
         "resumable": job.resumable,
@@ -84,6 +85,8 @@ def event_form(item: Numbered, images: str) -> dict[str, Any]:
     if isinstance(item.event, Sampled):
         del values["paths"]
         values["images"] = [images + quote(path.name, errors="surrogatepass") for path in item.event.paths]
+        if item.event.texts:
+            values["images"] = []  # what was said is in the event itself
     return values
 
 

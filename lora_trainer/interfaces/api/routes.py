@@ -69,6 +69,7 @@ def routes_of(registry: Registry) -> dict[str, dict[str, Handler]]:
         "/jobs/{id}/resume": {"POST": desk.resume},
         "/jobs/{id}/save": {"POST": desk.save},
         "/jobs/{id}/sample": {"POST": desk.sample},
+        "/jobs/{id}/plain": {"POST": desk.plain},
         **upload_routes(registry),
     }
     return jobs | data_set_routes(registry) | caption_routes(registry)
@@ -164,6 +165,11 @@ class _Desk:
     async def sample(self, request: Request) -> Response:
         return await self._ordered(request, Job.sample_now)
 
+    async def plain(self, request: Request) -> Response:
+        job, raw = self._job(request), await mapping_of(request)
+        made = await run_in_threadpool(self._registry.make_plain, job.id, raw)
+        return answer({"id": made.id})
+
     async def _ordered(self, request: Request, order: Any) -> Response:
         job = self._job(request)
         await mapping_of(request)  # nothing is expected in it, but a body must be JSON and small here too
@@ -184,7 +190,7 @@ class _Desk:
 def _picture(job: Job, name: str) -> Path | None:
     """The sample of that name, if the job drew it and it is still there: no other file can be had."""
     for item in reversed(job.log.everything()):
-        if isinstance(item.event, Sampled):
+        if isinstance(item.event, Sampled) and not item.event.texts:
             for path in item.event.paths:
                 if path.name == name and path.is_file():
                     return path

@@ -1,5 +1,5 @@
 """The tab as gradio blocks: the form on the left; on the right an empty place that javascript/lora_trainer.js draws.
-The view of the data set, to which a switch above leads, is workshop.py's.
+The views to which a switch above leads are workshop.py's (the data set) and language.py's (language models).
 
 Between form and script there is one hidden text field each way, `lt_order` and `lt_answer`, and hidden buttons that
 the script presses; all else that it shows comes from the HTTP routes, so that a reload of the page loses nothing.
@@ -18,7 +18,7 @@ from lora_trainer.config.load import dump_yaml, load
 from lora_trainer.config.sweep import apart
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.api.forms import taken_form
-from lora_trainer.interfaces.ui import answers, workshop
+from lora_trainer.interfaces.ui import answers, language, workshop
 from lora_trainer.interfaces.ui.fields import folds, lends, rules, unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
 from lora_trainer.interfaces.ui.form import Form, build, build_advanced
@@ -57,6 +57,7 @@ def page(registry: Registry, host: Host) -> gr.Blocks:
                 gr.HTML('<div id="lt_tools"></div>', elem_id="lt_tools_block")
                 with gr.Accordion("Advanced options", open=False, elem_id="lt_advanced"):
                     build_advanced(form)
+            language.build(registry)
             with gr.Column(scale=6, min_width=300, elem_id="lt_watch"):
                 gr.HTML(_frame("lt_run", host), elem_id="lt_run_block")
         workshop.build(registry)

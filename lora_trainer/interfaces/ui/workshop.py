@@ -1,6 +1,7 @@
 """The view of the data set: an empty place that javascript/lora_trainer_data.js draws from the HTTP routes.
 
-Only the opening of a folder goes through gradio: so the machine's own user may name any folder, as in the form.
+Only what names a folder goes through gradio, opening one and drawing class images into one: so the machine's own user
+may name any folder, as in the form.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def build(registry: Registry) -> None:
         button = unsaved(gr.Button("dataset", elem_id="lt_do_dataset"))
 
     def look_into(asked: str) -> str:
-        return answers.stamped(opened(registry, json.loads(asked)))
+        order = json.loads(asked)
+        wanted = order.get("class_images")
+        return answers.stamped(opened(registry, order) if wanted is None else class_images(registry, wanted))
 
     listen(button.click, look_into, [order], [answer], js=_ORDER)
     listen(answer.change, inputs=[answer], js=_ANSWERED)
@@ -63,3 +66,12 @@ def opened(registry: Registry, order: Mapping[str, Any]) -> answers.Answer:
     except PlainError as error:
         return answer | {"faults": [one["text"] for one in answers.faults(error)["faults"]]}
     return answer | {"dataset": data_set_form(found)}
+
+
+def class_images(registry: Registry, raw: Mapping[str, Any]) -> answers.Answer:
+    """The id of the job that draws them, or the faults that keep it from it; `raw` holds settings of
+    `ClassImagesConfig`."""
+    try:
+        return {"kind": "class_images", "id": registry.draw_class_images(raw, by_page=True).id}
+    except PlainError as error:
+        return {"kind": "class_images", "faults": [one["text"] for one in answers.faults(error)["faults"]]}
