@@ -26,7 +26,7 @@ CHANNELS_A_PATCH = 4
 
 
 def hasten(part: nn.Module) -> int:
-    """Let the frozen float32 and bfloat16 convolutions of `part` be matrix products where that is faster; returns how many may.
+    """Let frozen float32 and bfloat16 convolutions of `part` be matrix products where that is faster; returns how many.
 
     For a CPU. The results agree with torch's own within rounding and are the same in each run. The decision falls
     anew for each image size; a convolution whose weight is trained stays torch's.
