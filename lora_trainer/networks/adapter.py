@@ -1,8 +1,8 @@
 """What every kind of update has in common: a layer in place of a base layer, its strength, and its dropouts.
 
-The layers are our own and not peft's, though peft judges them in the tests. Its releases disagree on what a LoKr's
-alpha means and on which side an OFT turns, its DoRA is not the one that the WebUIs read, its PiSSA overwrites the
-base, its dropouts draw from the process's random state, and it does not know a host's own Linear.
+The layers are our own and not peft's; the WebUI's own loader judges them in tests/host. peft's releases disagree on
+what a LoKr's alpha means and on which side an OFT turns, its DoRA is not the one that the WebUIs read, its PiSSA
+overwrites the base, its dropouts draw from the process's random state, and it does not know a host's own Linear.
 
 Shape letters: B rows of a batch, r rank, `in` and `out` channels of the adapted layer, (kh, kw) its window.
 """

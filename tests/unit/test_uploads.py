@@ -206,7 +206,9 @@ def test_an_archive_cannot_fill_the_disk(paths: HostPaths, monkeypatch: pytest.M
     assert "3 files" in taken.left[0].reason
 
 
-@pytest.mark.parametrize("data", [b"", b"no zip", archive({"a.png": b"x" * 99})[:60]])
+@pytest.mark.parametrize(
+    "data", [b"", b"no zip", archive({"a.png": b"x" * 99})[:60]], ids=("empty", "foreign", "cut off")
+)  # named, since an archive holds the second it was made in
 def test_a_damaged_archive_is_told(paths: HostPaths, data: bytes) -> None:
     taken = sent(paths, {"a.zip": data}).finish()
     assert "no zip archive that can be read" in taken.left[0].reason
