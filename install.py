@@ -45,6 +45,7 @@ TEST = ("pytest>=8", "pytest-xdist>=3.3", "hypothesis>=6.100", "onnxruntime>=1.1
 WORKERS = ("-n", "2", "--dist", "worksteal")  # one process of tests for each core of a small machine
 # For optimizer.kind; all of them small. bitsandbytes, which belongs to them, has 100 MB and is left to who wants it.
 OPTIMIZERS = ("prodigyopt>=1.1", "schedulefree>=1.4", "lion-pytorch>=0.2", "came-pytorch>=0.1.3")
+TEXT = ("gguf>=0.10", "pyarrow>=15")  # forms of language models and of their data that other programs write
 LINT = ("ruff>=0.11", "pyright[nodejs]>=1.1.390")  # with node from the package index, wherever none is installed
 
 # The libraries that the WebUIs ship or, for diffusers and peft in A1111, the newest that work beside what it ships.
@@ -157,7 +158,7 @@ def _demo(rest: list[str]) -> int:
 
 def _test(only: str | None, rest: list[str]) -> int:
     outcomes: list[Outcome] = []
-    newest = Environment("newest", ROOT / ".venv", (*RUN, *UI, *OPTIMIZERS, *TEST, *LINT), PYTHONS)
+    newest = Environment("newest", ROOT / ".venv", (*RUN, *UI, *OPTIMIZERS, *TEXT, *TEST, *LINT), PYTHONS)
     if only in (None, "lint", "newest"):
         outcomes.append(_install(newest))
     if only in (None, "lint"):

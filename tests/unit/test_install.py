@@ -39,6 +39,7 @@ def test_the_lists_agree_with_the_project_file(install: ModuleType) -> None:
     loose = [line for line in install.RUN if line != install.TORCH]
     assert {line for line in project["dependencies"] if not line.startswith("torch>")} == {*loose, *install.ALONE}
     assert set(project["ui"]) == {*install.UI}
+    assert set(project["text"]) == {*install.TEXT}
     assert set(project["optimizers"]) - {*install.OPTIMIZERS} == {"bitsandbytes>=0.45"}
     assert set(project["dev"]) == {*install.TEST, *install.LINT}
 
