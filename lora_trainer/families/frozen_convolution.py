@@ -26,7 +26,7 @@ CHANNELS_A_PATCH = 4
 
 
 def hasten(part: nn.Module) -> int:
-    """Let the frozen float32 convolutions of `part` be matrix products where that is faster; returns how many may.
+    """Let frozen float32 and bfloat16 convolutions of `part` be matrix products where that is faster; returns how many.
 
     For a CPU. The results agree with torch's own within rounding and are the same in each run. The decision falls
     anew for each image size; a convolution whose weight is trained stays torch's.
@@ -41,7 +41,7 @@ def _suits(convolution: nn.Conv2d) -> bool:
     window, stride = convolution.kernel_size, convolution.stride
     return (
         "weight" in convolution._parameters  # and not unpacked from few bits for each use
-        and convolution.weight.dtype == torch.float32
+        and convolution.weight.dtype in (torch.float32, torch.bfloat16)
         and convolution.weight.is_contiguous()
         and window in ((1, 1), (3, 3))
         and stride[0] == stride[1]
@@ -57,7 +57,9 @@ def _forward(convolution: nn.Conv2d) -> Callable[[Tensor], Tensor]:
         weight, bias, stride = convolution.weight, convolution.bias, convolution.stride[0]
         patches = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
         frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-        if frozen and patches * CHANNELS_A_PATCH <= weight.shape[0] and x.dtype == torch.float32:
+        if weight.dtype == torch.bfloat16:
+            x = x.to(torch.bfloat16)  # as autocast has it
+        if frozen and patches * CHANNELS_A_PATCH <= weight.shape[0] and x.dtype == weight.dtype:
             return _Convolution.apply(x, weight, bias, stride)
         # Our results have their channels last; torch would lay the weights out anew to follow.
         return functional.conv2d(x.contiguous(), weight, bias, convolution.stride, convolution.padding)
@@ -103,10 +105,10 @@ def _scatter(patches: Tensor, shape: torch.Size, stride: int) -> Tensor:
     """The reverse: patches (B, h, w, C, k, k) added up where they came from, (B, C, H, W)."""
     batch, high, wide, channels, window, _ = patches.shape
     edge = window // 2
-    image = patches.new_zeros(batch, shape[2] + 2 * edge, shape[3] + 2 * edge, channels)
+    image = patches.new_zeros(batch, shape[2] + 2 * edge, shape[3] + 2 * edge, channels, dtype=torch.float32)
     for row in range(window):
         for column in range(window):
             image[:, row : row + stride * high : stride, column : column + stride * wide : stride] += patches[
                 ..., row, column
             ]
-    return image[:, edge : edge + shape[2], edge : edge + shape[3]].permute(0, 3, 1, 2)
+    return image[:, edge : edge + shape[2], edge : edge + shape[3]].permute(0, 3, 1, 2).to(patches.dtype)

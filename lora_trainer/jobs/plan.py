@@ -277,11 +277,6 @@ def _few_bits(config: RunConfig, lent: LentModel) -> list[Choice]:
     bits = _BITS[config.model.quantize]
     if bits is None:
         return []
-    if not lent.owned:
-        raise PlainError(
-            f"model.quantize: {config.model.quantize} was asked, but {lent.name} is the WebUI's own, which is never "
-            "changed; name the checkpoint's file in base_model, or set model.quantize: none."
-        )
     names = [info for key, info in lent.header.items() if key.startswith(UNET_PREFIX)]
     size = sum(math.prod(info.shape) for info in names) * BYTES_A_WEIGHT[bits]
     return [Choice("UNet in memory", f"{bits} bits a weight, about {in_gigabytes(size)}", "asked for")]

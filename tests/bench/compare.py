@@ -1,11 +1,13 @@
 """Time a step of ours beside the bare UNet and beside other trainers, in one run and in turn: A B C, A B C.
 
-    python tests/bench/compare.py CHECKPOINT [--resolution 128] [--batch 1] [--steps 8] [--rounds 2]
+    python tests/bench/compare.py CHECKPOINT [--resolution 128] [--batch 1] [--steps 8] [--rounds 2] [--bf16]
         [--kohya "PYTHON SD_SCRIPTS"] [--diffusers "PYTHON SCRIPT MODEL_FOLDER"] [--hub-cache FOLDER]
 
 `make_checkpoint.py` makes CHECKPOINT. Other trainers are run where they are: kohya's sd-scripts as a checkout and the
 Python of its environment; diffusers' train_text_to_image_lora.py likewise, with the same weights as a diffusers folder.
-Both want CLIP's tokenizer in the Hugging Face cache. Rank 8, UNet only, AdamW, float32, the same images and captions.
+Both want CLIP's tokenizer in the Hugging Face cache. Rank 8, UNet only, AdamW, float32, the same images and captions;
+with --bf16 ours and kohya's in bfloat16 too.
+traintrain runs inside a WebUI only and is not among them.
 
 For each step two numbers: seconds on the clock, and processor seconds of the whole process, which other work on the
 machine disturbs less; so that these hold work and no waiting, the threads of every contestant sleep when they wait
@@ -84,6 +86,12 @@ def commands(options: argparse.Namespace, images: Path, out: Path) -> dict[str, 
             "--network_alpha", "8", "--network_train_unet_only", "--cache_latents", "--optimizer_type", "AdamW",
             "--mixed_precision", "no", "--sdpa", "--max_data_loader_n_workers", "0", "--resolution", size, *peers,
         ]  # fmt: skip
+        if options.bf16:
+            found["ours, linear, bf16"] = [*found["ours, linear"], "--precision", "bf16"]
+            theirs = list(found["kohya"])
+            theirs[theirs.index("--mixed_precision") + 1] = "bf16"
+            theirs[theirs.index("--output_name") + 1] = "bench16"
+            found["kohya, bf16"] = theirs
     if options.diffusers:
         python, script, model = options.diffusers.split()
         found["diffusers"] = [
@@ -173,6 +181,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="ours and kohya's in bfloat16 too")
     parser.add_argument("--kohya", help="Python and checkout of kohya's sd-scripts")
     parser.add_argument("--diffusers", help="Python, train_text_to_image_lora.py and the model as a diffusers folder")
     parser.add_argument("--hub-cache", help="Hugging Face cache that holds CLIP's tokenizer")

@@ -1,6 +1,7 @@
 """A training run of ours, for timing: `python -m lora_trainer train` with a short configuration.
 
     python tests/bench/step.py CHECKPOINT IMAGES [--resolution 128] [--batch 1] [--steps 8] [--targets attention]
+        [--precision no]
 
 Prints a line after each step; the run goes the way that the command line goes.
 """
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--targets", default="attention")
+    parser.add_argument("--precision", default="no", help="as train.mixed_precision")
     options = parser.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +40,8 @@ def main() -> None:
                 "model.base": str(options.checkpoint), "data.folder": str(options.images),
                 "data.resolution": options.resolution, "data.batch_size": options.batch,
                 "network.rank": 8, "network.alpha": 8, "network.targets": options.targets,
-                "train.steps": options.steps, "train.text_encoder_learning_rate": 0, "train.mixed_precision": "no",
+                "train.steps": options.steps, "train.text_encoder_learning_rate": 0,
+                "train.mixed_precision": options.precision,
                 "train.seed": 1, "output.directory": f"{folder}/bench", "output.save_steps": 0,
                 "output.tensorboard": False,
             }

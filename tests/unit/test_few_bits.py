@@ -115,7 +115,7 @@ def test_a_hosts_own_weights_are_never_packed(tmp_path: Path, monkeypatch: pytes
         return replace(lend_file(path), owned=False)
 
     monkeypatch.setattr(plan, "lend_file", of_host)
-    with pytest.raises(PlainError, match=r"model\.quantize: 8bit was asked, but sd1 is the WebUI's own"):
+    with pytest.raises(PlainError, match="quantize is '8bit', but the WebUI holds sd1"):
         plan_run(config, Standalone())
     with pytest.raises(ValueError, match="host's weights"):
         family_named("sd1").adopt(of_host(Path(config.model.base)), torch.device("cpu"), torch.float32, ["unet"], 8)

@@ -43,6 +43,26 @@ def test_results_and_gradients_are_torchs(window: int, stride: int, size: tuple[
     torch.testing.assert_close(our_gradient, gradient, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32])
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_torchs(given: torch.dtype) -> None:
+    """Within a run autocast gives it either type; the gradient comes back in that of the input."""
+    exact, image = _frozen(24, 200, 3, 1), _random(2, 24, 4, 4, seed=3)
+    truth, gradient = _both_ways(exact, image)
+    half = _frozen(24, 200, 3, 1).bfloat16()
+    theirs = _both_ways(half, image.bfloat16())
+    assert hasten(half) == 1
+    x = image.to(given).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = half(x)
+    made.backward(_random(*made.shape, seed=9).bfloat16())
+    assert made.dtype == torch.bfloat16
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad is not None
+    assert x.grad.dtype == given
+    for ours, other, true in ((made, theirs[0], truth), (x.grad, theirs[1], gradient)):
+        assert (ours.float() - true).norm() < max(1.5 * (other.float() - true).norm(), 2**-8 * true.norm())
+
+
 def test_large_images_stay_torchs_whatever_the_layout_of_the_input() -> None:
     convolution = _frozen(8, 16, 3, 1)
     image = _random(1, 8, 12, 12).contiguous(memory_format=torch.channels_last)
@@ -82,7 +102,7 @@ def test_what_is_no_plain_float_convolution_is_left_alone() -> None:
             nn.Conv2d(8, 64, 3, padding=1, dilation=2),
             nn.Conv2d(8, 64, 3, padding=1, padding_mode="circular"),
             nn.Conv2d(8, 64, 5, padding=2),
-            nn.Conv2d(8, 64, 3, padding=1).bfloat16(),
+            nn.Conv2d(8, 64, 3, padding=1).half(),
             nn.Linear(8, 64),
         ]
     )
