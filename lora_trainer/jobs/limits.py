@@ -109,8 +109,10 @@ def bad_name(name: str) -> str:
 def _foreign_base(base: str, host: Host, paths: HostPaths) -> str:
     try:
         path = host.base_file(base)
-    except PlainError:
-        return ""  # there is no such model: the plan says so, better than we could here
+    except PlainError:  # the host has no such image model, which the plan says better than we could here
+        path = Path(base).expanduser()  # but it may be the folder of a language model
+        if "\x00" in base or not path.exists():
+            return ""
     if path is None or paths.allowed is None:
         return ""
     return _outside(str(path), replace(paths, allowed=(*paths.allowed, *paths.checkpoints)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.config.load import ConfigError
-from lora_trainer.contracts import HostPaths
+from lora_trainer.contracts import HostPaths, PlainError
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.jobs.limits import load_allowed
 
@@ -43,6 +43,25 @@ def test_only_the_machines_own_page_names_any_folder(
     (fault,) = caught.value.faults
     assert fault.path == "data.folder"
     assert fault.text.endswith("choose one below these, or add yours in the settings")
+
+
+class Lending(Narrow):
+    """As a WebUI: the model that is loaded, and none by another name."""
+
+    def base_file(self, base: str) -> Path | None:
+        raise PlainError(f"{base} is not loaded.")
+
+
+def test_a_language_model_is_named_within_the_allowed_folders_too(tmp_path: Path) -> None:
+    host = Lending(tmp_path / "allowed", at_the_machine=False)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "allowed" / "llama").mkdir(parents=True)
+    raw = {"task_type": "text-generation", "train_data_dir": str(tmp_path / "allowed")}
+    with pytest.raises(ConfigError) as caught:
+        load_allowed(raw | {"base_model": str(tmp_path / "elsewhere")}, host)
+    assert [fault.path for fault in caught.value.faults] == ["model.base"]
+    inside = str(tmp_path / "allowed" / "llama")
+    assert load_allowed(raw | {"base_model": inside}, host).model.base == inside
 
 
 def test_a_name_cannot_lead_out_of_the_folder_of_lora_from_any_page(tmp_path: Path) -> None:
