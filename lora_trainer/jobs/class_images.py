@@ -28,7 +28,7 @@ from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.limits import check_allowed, check_base, paths_for
 from lora_trainer.jobs.plan import base_of
 from lora_trainer.jobs.planned import precision_for
-from lora_trainer.jobs.samples import png_of
+from lora_trainer.jobs.samples import host_draws, png_of
 from lora_trainer.jobs.tasks import Chore
 from lora_trainer.train.control import Controls
 from lora_trainer.train.turns import in_turn
@@ -158,7 +158,7 @@ def _painter(
 ) -> Generator[Told, None, Painter | None]:
     """Who draws: the host with its own base, or the engine with the base adopted; None where stop was ordered
     meanwhile."""
-    if host.draws and not plan.lent.owned:
+    if host_draws(host, plan.lent):
         return partial(_by_host, host)
     family, device = family_named(plan.lent.facts.family), host.device()
     dtype, _ = precision_for("auto", device)

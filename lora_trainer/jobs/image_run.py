@@ -18,7 +18,7 @@ from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.readers import unheard
 from lora_trainer.jobs.readied import Readied
 from lora_trainer.jobs.relief import IdleParts, image_ladder
-from lora_trainer.jobs.samples import SampleMaker
+from lora_trainer.jobs.samples import SampleMaker, host_draws
 from lora_trainer.jobs.sliding import Prompts, kind_of
 from lora_trainer.jobs.start import starting_weights
 from lora_trainer.networks.network import inject
@@ -104,7 +104,7 @@ class ImageRun:
                 return None
         if self.control.stopped():
             return None
-        draws = bool(plan.config.samples.prompts) and not self.host.draws
+        draws = bool(plan.config.samples.prompts) and not host_draws(self.host, plan.lent)
         keeps_text = not frozen_text or draws or plan.data.encodes_while_training
         keeps_vae = draws or plan.config.data.cache == "none"
         if not keeps_text:

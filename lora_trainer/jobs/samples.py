@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from lora_trainer.contracts import BaseModel, Host, Network, Sampled, SampleOrder
+from lora_trainer.contracts import BaseModel, Host, LentModel, Network, Sampled, SampleOrder
 from lora_trainer.families.sampling import draw
 from lora_trainer.families.thrift import work_in_tiles
 from lora_trainer.jobs.plan import Plan
@@ -80,7 +80,7 @@ class SampleMaker:
 
     def _by_host(self, order: SampleOrder, step: int) -> Sequence[Image] | None:
         plan = self.plan
-        if not self.host.draws or plan.lent.owned:  # a file, which is not what the host has loaded
+        if not host_draws(self.host, plan.lent):
             return None
         if order.weight == 0 or (step == 0 and not plan.config.network.start_from):
             return self.host.draw(order, None)  # a fresh network changes nothing
@@ -100,6 +100,11 @@ class SampleMaker:
             metadata=lora_metadata(self.plan, path.stem, step),
             precision=self.plan.config.output.precision,
         )
+
+
+def host_draws(host: Host, lent: LentModel) -> bool:
+    """Whether the host makes the pictures of this base: it draws with the model it has loaded, and with no other."""
+    return host.draws and not lent.owned
 
 
 def sample_order(plan: Plan) -> SampleOrder:

@@ -27,6 +27,7 @@ from lora_trainer.jobs.start import put_on as put_file_on
 from lora_trainer.networks.network import inject
 from lora_trainer.train.objective import add_noise, target
 from lora_trainer.train.slider_loss import PictureSlider, PromptSlider
+from tests.builders.lender import Lender
 from tests.builders.networks import FORMS, base_model, put_on, randomise, rarely
 from tests.builders.runs import run_all, small_run, write_pictures
 
@@ -337,13 +338,13 @@ def test_samples_show_both_ends_and_the_middle(tmp_path):
     assert after[1] == before[1]
 
 
-class Drawing(Standalone):
+class Drawing(Lender):
     """A host that draws, and notes what it was asked for."""
 
     draws = True
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, folder):
+        super().__init__(folder / "sd1.safetensors", folder / "Lora", folder / "runs")
         self.asked: list[tuple[float, bool]] = []
 
     def draw(self, order, lora):
@@ -352,11 +353,16 @@ class Drawing(Standalone):
 
 
 def test_a_host_draws_both_ends_with_the_file_and_the_middle_without(tmp_path):
-    host = Drawing()
-    config = small_run(
-        tmp_path, **PROMPTS, train__steps=1, samples__prompts=["a barn"], samples__every=100, output__save_steps=0
-    )
+    options = {
+        "train__steps": 1, "samples__prompts": ["a barn"], "samples__every": 100, "output__save_steps": 0,
+        "samples__sampling_steps": 1,
+    }  # fmt: skip
+    config = small_run(tmp_path, **PROMPTS, **options)
+    host = Drawing(tmp_path)
     assert list(run(config, host=host, control=Controls()))[-1].outcome == "done"
+    assert host.asked == [], "the base is a file, which this host has not loaded: the engine draws"
+    lent = replace(config, model=replace(config.model, base=""))
+    assert list(run(lent, host=host, control=Controls()))[-1].outcome == "done"
     assert host.asked == [(-1, False), (0, False), (1, False), (-1, True), (0, False), (1, True)]
     assert with_lora("a barn", Path("loras/age.safetensors"), -1.0) == "a barn <lora:age:-1>"
 
