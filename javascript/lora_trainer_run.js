@@ -285,7 +285,8 @@
     function messageOf(made, job, readying) {
         if (readying && job.state === "running") {
             const { what, done, total } = made.preparing;
-            const known = { latents: t("images"), captions: t("captions"), pictures: t("images") };
+            const known = { latents: t("images"), captions: t("captions"), pictures: t("images"),
+                "captioner, in MB": t("captioner, in MB") };
             return t("Preparing {what}: {done} of {total}", { what: known[what] || what, done, total });
         }
         return t(job.message);

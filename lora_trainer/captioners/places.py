@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lora_trainer.captioners.models import KNOWN, ONNX, WEIGHTS, Kind, Known, kind_of, needed, weights_in
+from lora_trainer.captioners.fetching import fetch
+from lora_trainer.captioners.models import KNOWN, ONNX, WEIGHTS, Kind, Known, kind_of, weights_in
 from lora_trainer.contracts import PlainError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -42,11 +43,20 @@ def place_of(model: str, models: Path, *, download: bool) -> Place:
         return found
     if not download:
         raise PlainError(_missing(model, repository, known, models))
-    folder = _downloaded(repository)
+    folder = _fetched(repository)
     kind = _kind(folder, known)
     if kind is None:
         raise PlainError(f"{repository} is no model of a kind that is known here: BLIP, open_clip or WD14.")
     return Place(kind, folder, known.architecture if known else "")
+
+
+def to_fetch(model: str, models: Path) -> str:
+    """The repository of the hub that `place_of` would have to fetch for that captioner; empty where there is none."""
+    known = KNOWN.get(model)
+    repository = known.repository if known else model
+    if not _REPOSITORY.fullmatch(repository) or (known is None and Path(model).expanduser().exists()):
+        return ""
+    return "" if _found(model, repository, known, models) else repository
 
 
 def found_place(model: str, models: Path) -> Place | None:
@@ -113,22 +123,10 @@ def _missing(model: str, repository: str, known: Known | None, models: Path) -> 
     )
 
 
-def _downloaded(repository: str) -> Path:
-    """Fetch into the hub's cache, with its own progress bar; what an earlier try has got is not fetched again."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import HfHubHTTPError
-
-    # Its own error is a kind of its HTTP client's, which is another library in each of its generations, and whose
-    # errors come through bare as well: that base of it catches both.
-    bases: Any = HfHubHTTPError.__bases__
-    try:
-        files = needed(HfApi().list_repo_files(repository))
-        if not files:
-            raise PlainError(f"{repository} holds no weights of a kind that is known here.")
-        return Path(snapshot_download(repository, allow_patterns=files))
-    except (OSError, ValueError, *bases) as error:  # no network, offline mode, no such repository, disk full
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PlainError(
-            f"{repository} could not be fetched from the Hugging Face hub ({told}); try again later, when what has "
-            "come already is kept, or put the files there by hand."
-        ) from error
+def _fetched(repository: str) -> Path:
+    steps = fetch(repository)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value

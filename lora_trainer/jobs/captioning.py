@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_trainer.captioners.blip import Blip
+from lora_trainer.captioners.fetching import fetch
+from lora_trainer.captioners.places import to_fetch
 from lora_trainer.captioners.registry import captioner_of
 from lora_trainer.captioners.wording import joined, worded
 from lora_trainer.config.captioning import CaptionConfig
@@ -107,8 +110,12 @@ def caption_folder(
         yield Finished("done", 0, None, "Every image has a caption already; nothing was changed.")
         return
     _check_writable(plan.target.parent if plan.target else plan.scan.folder)
-    captioner = captioner_for(config, host)
     control = HostControl(control, host)
+    yield from _fetched(config, host, control)
+    if control.stopped():
+        yield Finished("stopped", 0, None, "Stopped while the captioner was fetched; what has come is kept.")
+        return
+    captioner = captioner_for(config, host)
     files = shelf(plan) if shelf else _files(plan)
     counts = _Counts()
     with host.visit():
@@ -124,6 +131,20 @@ def caption_folder(
                 captioner.close()  # before the visit ends, which gives the device's memory back to the host
     yield from _nameless(counts, captioner)
     yield Finished("stopped" if stopped else "done", counts.written, None, _summary(plan, counts, stopped=stopped))
+
+
+def _fetched(config: CaptionConfig, host: Host, control: Control) -> Iterator[Event]:
+    """Fetch the captioner where it is not here and that was asked for, until a stop is ordered."""
+    if not config.download or config.model in {one.name for one in host.captioners()}:
+        return
+    repository = to_fetch(config.model, Path(config.models).expanduser())
+    if not repository:
+        return
+    yield Told(f"Fetching {repository}.")
+    for here, wanted in fetch(repository):
+        yield Prepared("captioner, in MB", math.ceil(here / 1e6), math.ceil(wanted / 1e6))
+        if control.stopped():
+            return
 
 
 # --- planning --------------------------------------------------------------------------------------------------------

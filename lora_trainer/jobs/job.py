@@ -29,6 +29,7 @@ from lora_trainer.train.control import Controls
 
 State = Literal["queued", "running", "paused", "done", "failed", "stopped"]
 
+_COUNTED = {"captioner, in MB": "MB of the captioner"}  # what a chore counts where it is no images, by `what`
 _SMOOTHED = 20  # steps whose seconds are averaged
 _AFTER_A_CRASH = 1_000_000  # more events than can have come between the last record and the crash
 
@@ -277,12 +278,14 @@ class Job:
 
     def _count(self, event: Prepared) -> None:
         """An image more of a chore; the first ones tell no pace, because a model was loaded before them."""
+        if event.done == 0:
+            self._seconds.clear()  # what was counted before, as a download is, has another pace
         now, done = time.monotonic(), event.done - self.step
         if self._counted is not None and done > 0:
             self._seconds.append((now - self._counted) / done)
         self._counted = now if event.done else None
         pace = sum(self._seconds) / len(self._seconds) if self._seconds else None
-        message = f"{event.done} of {event.total} images"
+        message = f"{event.done} of {event.total} {_COUNTED.get(event.what, 'images')}"
         self._set(step=event.done, total_steps=event.total, message=message, seconds_per_step=pace)
 
     def _finish(self, outcome: Literal["done", "stopped", "failed"], path: Path | None, text: str,

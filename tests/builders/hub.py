@@ -52,7 +52,7 @@ class _Answer(BaseHTTPRequestHandler):
                        for file in files]  # fmt: skip
             self._send(json.dumps(listing).encode(), {"Content-Type": "application/json"})
         elif path in (f"/api/models/{hub.repository}", f"/api/models/{hub.repository}/revision/main"):
-            info = {"id": hub.repository, "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
+            info = {"id": hub.repository, "sha": COMMIT, "siblings": _sizes(files)}
             self._send(json.dumps(info).encode(), {"Content-Type": "application/json"})
         elif path.startswith(prefix) and (file := hub.folder / path.rpartition("/")[2]).is_file():
             self._send_file(file, with_body=with_body)
@@ -83,6 +83,10 @@ class _Answer(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             self.connection.shutdown(2)
+
+
+def _sizes(files: list[Path]) -> list[dict[str, object]]:
+    return [{"rfilename": file.name, "size": file.stat().st_size} for file in files]
 
 
 def _tag(file: Path) -> str:

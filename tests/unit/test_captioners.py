@@ -352,7 +352,7 @@ def test_a_network_that_is_not_there_is_one_sentence_whatever_client_the_hub_is_
     def unreachable(*_: object, **__: object) -> None:
         raise refused("no route to host")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     with pytest.raises(PlainError, match="no route to host"):
         places.place_of("blip-base", tmp_path, download=True)
 
