@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,7 @@ Make = Callable[[dict[str, str]], Path]
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """A process whose search path holds these packages and no others, and has loaded none of them."""
     monkeypatch.setattr(beside, "FOLDER", tmp_path / "beside")
     monkeypatch.setattr(beside, "PACKAGES", tmp_path / "beside" / "packages")
@@ -38,7 +38,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             write_installed(tmp_path / "site-packages", name, version)
         return tmp_path / "site-packages"
 
-    return make
+    yield make
+    sys.modules.pop("smartcrop", None)  # the one that was made here
 
 
 def put(*requirements: str) -> None:

@@ -152,7 +152,7 @@ def test_a_host_that_fails_beside_the_training_costs_none_of_it(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("settings", "advice"), [
-    ({}, "set a resolution below 64"),
+    ({}, "set a resolution below 64, or model.quantize: 4bit"),
     ({"train__gradient_checkpointing": False}, "set train.gradient_checkpointing: auto"),
 ])  # fmt: skip
 def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
