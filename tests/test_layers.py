@@ -38,7 +38,7 @@ TABLE = {
     f"{PACKAGE}/__main__.py": May({"interfaces"}, set()),
     f"{PACKAGE}/contracts.py": May(set(), {"torch", "PIL"}),  # for annotations
     f"{PACKAGE}/config": May(set(), {"yaml"}),
-    f"{PACKAGE}/weights": May(set(), {"torch", "safetensors", "numpy"}),
+    f"{PACKAGE}/weights": May(set(), {"torch", "safetensors", "numpy", "huggingface_hub"}),  # its faults, in words
     f"{PACKAGE}/families": May(
         {"config", "weights"},
         # gguf, bitsandbytes: other forms of a language model's weights; huggingface_hub: one that is to be fetched

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lora_trainer.captioners.models import read_json, weights_in
+from lora_trainer.captioners.models import weights_in
 from lora_trainer.captioners.pixels import CLIP_DEVIATION, CLIP_MEAN, Look, pixels
 from lora_trainer.contracts import PlainError
+from lora_trainer.weights.json_file import read_json
 from lora_trainer.weights.read import open_checkpoint
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.captioners.models import needed
 from lora_trainer.contracts import PlainError
+from lora_trainer.weights.hub import plain_faults
 
 _LOOK = 0.5  # seconds between two looks at what has arrived
 
@@ -21,25 +21,24 @@ def fetch(repository: str) -> Generator[tuple[int, int], None, Path]:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    def listed() -> dict[str, int]:
-        found = HfApi().model_info(repository, files_metadata=True).siblings or []
-        sizes = {file.rfilename: file.size or 0 for file in found}
-        return {file: sizes[file] for file in needed(list(sizes))}
-
-    files = _plainly(repository, listed)
+    with plain_faults(repository):
+        listed = HfApi().model_info(repository, files_metadata=True).siblings or []
+    sizes = {file.rfilename: file.size or 0 for file in listed}
+    files = needed(list(sizes))
     if not files:
         raise PlainError(f"{repository} holds no weights of a kind that is known here.")
     ended: list[Path | PlainError] = []
 
     def work() -> None:
         try:
-            ended.append(_plainly(repository, lambda: Path(snapshot_download(repository, allow_patterns=list(files)))))
+            with plain_faults(repository):
+                ended.append(Path(snapshot_download(repository, allow_patterns=files)))
         except PlainError as error:
             ended.append(error)
 
     thread = threading.Thread(target=work, name=f"fetching {repository}", daemon=True)
     thread.start()
-    wanted = sum(files.values())
+    wanted = sum(sizes[file] for file in files)
     while thread.is_alive():
         yield min(_arrived(repository), wanted), wanted
         thread.join(_LOOK)
@@ -63,19 +62,3 @@ def _arrived(repository: str) -> int:
         except OSError:  # renamed between the two looks, since it is whole now
             continue
     return arrived
-
-
-def _plainly(repository: str, act: Callable[[], Any]) -> Any:
-    from huggingface_hub.utils import HfHubHTTPError
-
-    # Its own error is a kind of its HTTP client's, which is another library in each of its generations, and whose
-    # errors come through bare as well: that base of it catches both.
-    bases: Any = HfHubHTTPError.__bases__
-    try:
-        return act()
-    except (OSError, ValueError, *bases) as error:  # no network, offline mode, no such repository, disk full
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PlainError(
-            f"{repository} could not be fetched from the Hugging Face hub ({told}); try again later, when what has "
-            "come already is kept, or put the files there by hand."
-        ) from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
-from lora_trainer.contracts import PlainError
+from lora_trainer.weights.json_file import read_json
 
 Kind = Literal["blip", "coca", "clip", "wd14"]
 
@@ -78,14 +77,3 @@ def needed(names: Collection[str]) -> list[str]:
     weights = next((name for name in WEIGHTS if name in names), None)
     settings = [name for name in names if "/" not in name and (name.endswith(".json") or name == "vocab.txt")]
     return [*sorted(settings), weights] if weights else []
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises PlainError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlainError(f"{path} cannot be read ({error}); download or copy it again.") from error
-    if not isinstance(content, dict):
-        raise PlainError(f"{path} holds no JSON object; download or copy it again.")
-    return cast("dict[str, Any]", content)

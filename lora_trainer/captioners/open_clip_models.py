@@ -8,9 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_trainer.captioners.models import OPEN_CLIP_CONFIG, read_json, weights_in
+from lora_trainer.captioners.models import OPEN_CLIP_CONFIG, weights_in
 from lora_trainer.captioners.pixels import CLIP_DEVIATION, CLIP_MEAN, Look
 from lora_trainer.contracts import PlainError
+from lora_trainer.weights.json_file import read_json
 from lora_trainer.weights.read import open_checkpoint
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.weights.hub import plain_faults
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
@@ -42,23 +42,12 @@ def place_of(base: str, folders: Sequence[Path], *, download: bool) -> Path:
 def _snapshot(repository: str, *, local: bool) -> Path | None:
     """The hub's cache of a repository; None where nothing whole is in it and nothing may be fetched."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import LocalEntryNotFoundError
 
-    # The library's own error is a kind of its HTTP client's, whose errors come through bare as well.
-    bases: Any = HfHubHTTPError.__bases__
-    try:
-        return Path(snapshot_download(repository, allow_patterns=_WANTED, local_files_only=local))
-    except LocalEntryNotFoundError as error:
-        if local:
-            return None
-        raise _not_fetched(repository, error) from error
-    except (OSError, ValueError, *bases) as error:
-        raise _not_fetched(repository, error) from error
-
-
-def _not_fetched(repository: str, error: Exception) -> PlainError:
-    told = " ".join(str(error).split())[:200] or type(error).__name__
-    return PlainError(
-        f"{repository} could not be fetched from the Hugging Face hub ({told}); try again later, when what has come "
-        "already is kept, or put the files into a folder by hand."
-    )
+    with plain_faults(repository):
+        try:
+            return Path(snapshot_download(repository, allow_patterns=_WANTED, local_files_only=local))
+        except LocalEntryNotFoundError:
+            if local:
+                return None
+            raise

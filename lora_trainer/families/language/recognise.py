@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.weights.json_file import read_json
 from lora_trainer.weights.read import read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -85,7 +86,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights. Raises PlainError where one is missing, or there are none."""
     index = folder / INDEX
     if index.is_file():
-        names = sorted(set(cast("dict[str, str]", _json(index).get("weight_map", {})).values()))
+        names = sorted(set(cast("dict[str, str]", read_json(index).get("weight_map", {})).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise PlainError(
@@ -160,7 +161,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json, so it is no transformers folder; name the folder that holds config.json, "
             "tokenizer and safetensors."
         )
-    settings = _json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     if not settings.get("model_type") or not settings.get("architectures"):
         raise PlainError(f"{folder}/config.json names no architecture; download the model's folder again.")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
@@ -245,13 +246,3 @@ def _text_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _names_a_repository(said: str) -> bool:
     return said.count("/") == 1 and not said.startswith(("/", ".", "~"))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlainError(f"{path} cannot be read ({error}); download or copy it again.") from error
-    if not isinstance(content, dict):
-        raise PlainError(f"{path} holds no JSON object; download or copy it again.")
-    return cast("dict[str, Any]", content)

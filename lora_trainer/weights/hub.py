@@ -1,0 +1,27 @@
+"""The Hugging Face hub's faults in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lora_trainer.contracts import PlainError
+
+
+@contextmanager
+def plain_faults(repository: str) -> Iterator[None]:
+    """Within it whatever keeps a repository from being listed or fetched is a PlainError."""
+    from huggingface_hub.utils import HfHubHTTPError
+
+    # Its own error is a kind of its HTTP client's, which is another library in each of its generations, and whose
+    # errors come through bare as well: that base of it catches both.
+    bases: Any = HfHubHTTPError.__bases__
+    try:
+        yield
+    except (OSError, ValueError, *bases) as error:  # no network, offline mode, no such repository, disk full
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise PlainError(
+            f"{repository} could not be fetched from the Hugging Face hub ({told}); try again later, when what has "
+            "come already is kept, or put the files into a folder by hand."
+        ) from error
