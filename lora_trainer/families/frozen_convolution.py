@@ -4,8 +4,8 @@ Before a convolution oneDNN reorders the weights into its own blocks, and again 
 pass. Trained weights pay for that with their size; in a LoRA step on few, small images the frozen weights are the
 larger side by far, and the reordering costs as much as the arithmetic. Here the image is gathered into patches
 instead (Chellapilla et al. 2006, "High performance convolutional neural networks for document processing"), and a
-row of the weight, as it lies in the checkpoint, meets each patch. Nothing of the weights is copied or kept, so this
-suits weights that are lent.
+row of the weight, as it lies in the checkpoint, meets each patch (`frozen_product.py`). Nothing of the weights is
+copied or kept, so this suits weights that are lent.
 
 Shape letters: B images, C channels in, O channels out, (H, W) and (h, w) size before and after, (k, k) window.
 """
@@ -13,37 +13,25 @@ Shape letters: B images, C channels in, O channels out, (H, W) and (h, w) size b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lora_trainer.families.frozen_product import Layer, gradient_of_rows
+
 # Patches are worth gathering while there are at most a quarter as many as channels out: measured on the UNet of SD1,
 # two cores with AVX-512, where 64 patches gain at 640 channels, and 256 lose at 320 and break even at 640.
 CHANNELS_A_PATCH = 4
 
 
-def hasten(part: nn.Module) -> int:
-    """Let frozen float32 and bfloat16 convolutions of `part` be matrix products where that is faster; returns how many.
-
-    For a CPU. The results agree with torch's own within rounding and are the same in each run. The decision falls
-    anew for each image size; a convolution whose weight is trained stays torch's.
-    """
-    chosen = [module for module in part.modules() if isinstance(module, nn.Conv2d) and _suits(module)]
-    for convolution in chosen:
-        cast(Any, convolution).forward = _forward(convolution)
-    return len(chosen)
-
-
-def _suits(convolution: nn.Conv2d) -> bool:
+def suits(convolution: nn.Conv2d) -> bool:
+    """Whether it is of a shape that can be a matrix product."""
     window, stride = convolution.kernel_size, convolution.stride
     return (
-        "weight" in convolution._parameters  # and not unpacked from few bits for each use
-        and convolution.weight.dtype in (torch.float32, torch.bfloat16)
-        and convolution.weight.is_contiguous()
-        and window in ((1, 1), (3, 3))
+        window in ((1, 1), (3, 3))
         and stride[0] == stride[1]
         and convolution.padding == (window[0] // 2, window[0] // 2)
         and convolution.padding_mode == "zeros"
@@ -52,17 +40,21 @@ def _suits(convolution: nn.Conv2d) -> bool:
     )
 
 
-def _forward(convolution: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+def convolution(layer: Layer) -> Callable[[Tensor], Tensor]:
+    """The forward of the layer's convolution."""
+    module = layer.module
+    assert isinstance(module, nn.Conv2d)
+
     def forward(x: Tensor) -> Tensor:
-        weight, bias, stride = convolution.weight, convolution.bias, convolution.stride[0]
-        patches = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
-        frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+        weight, bias, stride = module.weight, module.bias, module.stride[0]
+        layer.rows = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
         if weight.dtype == torch.bfloat16:
             x = x.to(torch.bfloat16)  # as autocast has it
-        if frozen and patches * CHANNELS_A_PATCH <= weight.shape[0] and x.dtype == weight.dtype:
-            return _Convolution.apply(x, weight, bias, stride)
+        few = module.kernel_size == (1, 1) or layer.rows * CHANNELS_A_PATCH <= weight.shape[0]
+        if layer.frozen and few and x.dtype == weight.dtype:
+            return _Convolution.apply(x, weight, bias, stride, layer)
         # Our results have their channels last; torch would lay the weights out anew to follow.
-        return functional.conv2d(x.contiguous(), weight, bias, convolution.stride, convolution.padding)
+        return functional.conv2d(x.contiguous(), weight, bias, module.stride, module.padding)
 
     return forward
 
@@ -71,25 +63,25 @@ class _Convolution(torch.autograd.Function):
     """A convolution of window 1 or 3, padded to keep its size, with a gradient for its input alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, layer: Layer) -> Tensor:
         """(B, C, H, W) to (B, O, h, w), channels last in memory."""
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.stride = x.shape, stride
+        ctx.shape, ctx.stride, ctx.back = x.shape, stride, layer.back
         patches = _gather(x, weight.shape[-1], stride)
-        rows = weight.view(weight.shape[0], -1).t()
-        flat = patches.reshape(-1, rows.shape[0])
-        made = flat @ rows if bias is None else torch.addmm(bias, flat, rows)
+        matrix = weight.view(weight.shape[0], -1)
+        made = layer.product(patches.reshape(-1, matrix.shape[1]), matrix, bias)
         return made.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         """(B, O, h, w) to (B, C, H, W)."""
         (weight,) = ctx.saved_tensors
         batch, _, height, width = gradient.shape
         flat = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
-        patches = (flat @ weight.view(weight.shape[0], -1)).view(batch, height, width, *weight.shape[1:])
-        return _scatter(patches, ctx.shape, ctx.stride), None, None, None
+        made = gradient_of_rows(flat, weight.view(weight.shape[0], -1), ctx.back)
+        patches = made.view(batch, height, width, *weight.shape[1:])
+        return _scatter(patches, ctx.shape, ctx.stride), None, None, None, None
 
 
 def _gather(x: Tensor, window: int, stride: int) -> Tensor:

@@ -9,7 +9,7 @@ from itertools import chain
 
 from lora_trainer.contracts import BaseModel, Batch, Event, Host, Loss, Network, Told
 from lora_trainer.data.drawn import DrawnSet
-from lora_trainer.families.frozen_convolution import hasten
+from lora_trainer.families.frozen import Hastened, hasten
 from lora_trainer.families.unet import repeated_blocks
 from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
@@ -39,6 +39,7 @@ class ImageRun:
     begins: bool  # no state to go on from
     said: list[Told] = field(default_factory=list[Told])  # by what may not yield it itself
     prompts: Prompts | None = None  # of a slider of two prompts
+    hastened: Hastened | None = None  # the UNet on a CPU
 
     def ready(self, borrowed: ExitStack) -> Generator[Event, None, Readied | None]:
         """Everything for the loop, or None when stop was ordered; what is put on comes off with `borrowed`."""
@@ -145,7 +146,7 @@ class ImageRun:
             return False
         base.join(with_unet)
         if self.plan.device.type == "cpu":
-            hasten(base.parts["unet"])
+            self.hastened = hasten(base.parts["unet"])
         return True
 
     def _draw_pictures(self, base: BaseModel) -> Generator[Event, None, bool]:
