@@ -1,4 +1,4 @@
-"""The heaviest step of a language run is tried before the run: measured, told, and without a trace in what is learnt."""
+"""A language run tries its heaviest step before the run: measured, told, and without a trace in what is learnt."""
 
 from __future__ import annotations
 
