@@ -18,6 +18,11 @@ class Hastened:
 
     layers: list[Layer]
 
+    @property
+    def bytes(self) -> int:
+        """Of all the layers' weights."""
+        return sum(layer.bytes for layer in self.layers)
+
     def worth_packing(self) -> list[tuple[Layer, bool]]:
         """The copies, layer and whether for the forward pass, that are faster with the rows of the last pass; where
         most is gained by a byte first.
@@ -53,7 +58,7 @@ def hasten(part: nn.Module) -> Hastened:
     """Let frozen float32 and bfloat16 layers of `part` be computed where their weights lie, where that is faster.
 
     For a CPU. The results agree with torch's own within rounding and are the same in each run. The decision falls anew
-    for each size; a layer whose weight is trained stays torch's. Nothing of the weights is copied until `Hastened.pack`.
+    for each size; a layer whose weight is trained stays torch's. No weight is copied but by `Hastened.pack`.
     """
     direct = direct_works()
     layers: list[Layer] = []

@@ -26,6 +26,7 @@ DIRECT_WEIGHTS = 2**19
 # memory's speed in both directions, float32's forward is as quick on the weight as it lies.
 PACKED_ROWS = {torch.float32: range(4, 33), torch.bfloat16: range(4, 257)}
 PACKED_AHEAD = (torch.bfloat16,)
+PACKED_WEIGHTS = 2**16  # of fewer the call itself is the work
 
 
 class Layer:
@@ -52,7 +53,9 @@ class Layer:
     @property
     def gains(self) -> bool:
         """Whether packed copies would be faster with as many rows as at the last call."""
-        return self.direct and self.frozen and self.rows in PACKED_ROWS[self.module.weight.dtype]
+        weight = self.module.weight
+        large = weight.numel() >= PACKED_WEIGHTS
+        return self.direct and self.frozen and large and self.rows in PACKED_ROWS[weight.dtype]
 
     def pack(self, *, ahead: bool) -> None:
         """Make the copy for the forward pass or for the backward pass; as many bytes as the weight has."""

@@ -14,6 +14,7 @@ from lora_trainer.families.unet import repeated_blocks
 from lora_trainer.jobs.frugal import FrugalEncoder
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_output import ImageOutput
+from lora_trainer.jobs.packing import Copies
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.jobs.readers import unheard
 from lora_trainer.jobs.readied import Readied
@@ -67,12 +68,12 @@ class ImageRun:
                 return None
             yield from told
         idle = IdleParts(base, self._idle(base))
-        pieces = Pieces()
+        pieces, copies = Pieces(), self._copies()
         return Readied(
             batches=plan.pairs or plan.data, loss=self._loss(base, network), network=network, exclusive=exclusive,
             sampler=SampleMaker(plan, base, network, self.host, idle),
             output=ImageOutput(plan, base, self.host, exclusive), validation=_validation(plan, base, network),
-            pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said),
+            pieces=pieces, ladder=image_ladder(plan, base, self.host, pieces, idle, self.said, copies), copies=copies,
             heaviest=(plan.pairs or plan.data).heaviest, heaviest_told=plan.heaviest_told,
             blocks=repeated_blocks(base.parts["unet"]),
         )  # fmt: skip
@@ -160,6 +161,11 @@ class ImageRun:
             if self.control.take().stop:
                 return False
         return not self.control.stopped()
+
+    def _copies(self) -> Copies | None:
+        """Packed copies of our own base's frozen weights; for processes that go together none may choose for itself."""
+        alone = self.plan.lent.owned and self.plan.processes == 1 and not self.plan.config.train.compile
+        return Copies(self.hastened) if self.hastened and alone else None
 
     def _loss(self, base: BaseModel, network: Network) -> Loss[Batch]:
         plan, train = self.plan, self.plan.config.train

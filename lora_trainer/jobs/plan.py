@@ -26,6 +26,7 @@ from lora_trainer.jobs import method, sliding
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
 from lora_trainer.jobs.fits import check_fits
+from lora_trainer.jobs.packing import packing_choice
 from lora_trainer.jobs.planned import (
     Choice,
     RunPlan,
@@ -193,6 +194,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("objective", *method.objective(config, lent.facts.prediction)),
         dtype_choice,
         *_few_bits(config, lent),
+        *(packing_choice(config, lent, device, dtype, resolution, steps) if processes == 1 else []),
         Choice("device", str(device), ""),
         Choice("seed", str(seed), "" if config.train.seed is not None else "drawn; written into the LoRA"),
         save_choice,

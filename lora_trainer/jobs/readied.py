@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from lora_trainer.contracts import Batches, Event, Loss, Network, Sampled, Validation
+from lora_trainer.jobs.packing import Copies
 from lora_trainer.train.ladder import Ladder
 from lora_trainer.train.pieces import Pieces
 from lora_trainer.train.state import TrainingState
@@ -61,6 +62,7 @@ class Readied:
     ladder: Ladder | None = None  # what to do where memory does not suffice; None: the run ends
     heaviest: Callable[[], Any] | None = None  # the micro-batch that takes most; None: nothing is tried before the run
     heaviest_told: str = ""  # it in words
+    copies: Copies | None = None  # packed ones of frozen weights; None where there is nothing to gain or to pack
     blocks: Sequence[nn.Module] = ()  # parts of the model that repeat, each of which can be compiled by itself
 
 

@@ -10,6 +10,7 @@ import torch
 
 from lora_trainer.contracts import BaseModel, Host, Told
 from lora_trainer.families.thrift import attention_keeps_scores, recompute_activations, slice_attention
+from lora_trainer.jobs.packing import Copies
 from lora_trainer.jobs.plan import Plan
 from lora_trainer.train.ladder import CHECKPOINTING, HALVED, Ladder, Rung
 from lora_trainer.train.pieces import Pieces
@@ -50,7 +51,10 @@ class IdleParts:
                 self.base.parts[part].to(device)
 
 
-def image_ladder(plan: Plan, base: BaseModel, host: Host, pieces: Pieces, idle: IdleParts, said: list[Told]) -> Ladder:
+def image_ladder(
+    plan: Plan, base: BaseModel, host: Host, pieces: Pieces, idle: IdleParts, said: list[Told],
+    copies: Copies | None = None,
+) -> Ladder:  # fmt: skip
     """Every measure that this run has, the one that costs least first; those that were asked for are taken at once."""
     train = plan.config.train
 
@@ -67,6 +71,7 @@ def image_ladder(plan: Plan, base: BaseModel, host: Host, pieces: Pieces, idle: 
         return "the attention is computed in slices"
 
     rungs = (
+        *([copies.rung()] if copies else []),
         Rung("idle parts", idle.rest, dict),
         Rung(CHECKPOINTING, recompute, lambda: {"train.gradient_checkpointing": "yes"}),
         halving(plan.config.data.batch_size, train.gradient_accumulation_steps, pieces),

@@ -136,14 +136,19 @@ class _Job:
         ladder = readied.ladder or Ladder(plan.device, ())
         for measure in ladder.again(self.saved.state.measures if self.saved else ()):
             yield Told(f"As before the pause: {measure}.")
+        copies = readied.copies
         if readied.heaviest:
             rehearsal = Rehearsal(
                 readied.heaviest, readied.heaviest_told, readied.loss, readied.pieces, updater, self.processes
             )
-            goes_on = yield from make_fit(rehearsal, ladder, readied.exclusive, self.control, plan.smaller)
-            if not goes_on:
+            measured = yield from make_fit(rehearsal, ladder, readied.exclusive, self.control, plan.smaller)
+            if measured is None:
                 yield _NOTHING_DONE
                 return
+            if copies and self.saved:
+                yield from copies.again(self.saved.state.measures)
+            elif copies:
+                yield from copies.decide(measured, plan.steps)
             if config.compile:
                 step, exclusive = rehearsal.measure, readied.exclusive
                 yield from try_compiled(readied.blocks, step, exclusive, self.control, plan.device)
@@ -152,7 +157,8 @@ class _Job:
             processes=self.processes, exclusive=readied.exclusive,
             save=writer.checkpoint if writer else lambda state: None,
             sample=sampler.draw if writer else lambda step: None,
-            pieces=readied.pieces, relieve=ladder.relieve, measures=lambda: ladder.taken,
+            pieces=readied.pieces, relieve=ladder.relieve,
+            measures=lambda: (*ladder.taken, *(copies.measures() if copies else ())),
             validation=readied.validation if writer else None, watch=watch,
             keep_best=writer.keep_best if writer else lambda state: None,
         )  # fmt: skip

@@ -36,7 +36,12 @@ class Measured(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether it goes into what was free. Without a word from the device: it did, when it was measured."""
-        return self.room is None or self.whole * _MARGIN <= self.room.free
+        return self.room is None or self.spare >= 0
+
+    @property
+    def spare(self) -> int:
+        """What is left free beside it, in bytes; below zero where it does not fit."""
+        return int((self.room.free if self.room else 0) - self.whole * _MARGIN)
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class Rehearsal:
 
 def make_fit(
     rehearsal: Rehearsal, ladder: Ladder, exclusive: Exclusive, control: Control, smaller: str
-) -> Generator[Event, None, bool]:
-    """Take measures until the heaviest step fits, and tell the verdict; False when stop was ordered.
+) -> Generator[Event, None, Measured | None]:
+    """Take measures until the heaviest step fits, tell the verdict and return it; None when stop was ordered.
 
     `smaller` is what to lower where nothing helps, as the end of "set ...". Raises PlainError where the step does not
     go through with every measure taken.
@@ -79,7 +84,7 @@ def make_fit(
         try:
             measured = yield from in_turn(exclusive, control, rehearsal.measure)
             if measured is None:
-                return False
+                return None
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -98,7 +103,7 @@ def make_fit(
             f"{rehearsal.processes.device}, whatever is done to save some; set {smaller}, or close what else uses it."
         )
     yield _verdict(rehearsal.what, first or measured, measured, taken, ladder, smaller)
-    return True
+    return measured
 
 
 def _verdict(what: str, first: Measured, last: Measured, taken: list[str], ladder: Ladder, smaller: str) -> Told:

@@ -103,7 +103,7 @@ def test_what_is_no_plain_float_convolution_is_left_alone() -> None:
             nn.Conv2d(8, 64, 3, padding=1, padding_mode="circular"),
             nn.Conv2d(8, 64, 5, padding=2),
             nn.Conv2d(8, 64, 3, padding=1).half(),
-            nn.Linear(8, 64),
+            nn.Linear(8, 64).half(),
         ]
     )
     assert len(hasten(others).layers) == 0
