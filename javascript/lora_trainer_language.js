@@ -65,7 +65,10 @@
         if (answer.kind === "faults" && answer.did === "ask") return tell(answer.faults.map((one) => line("fault", one.text)));
         if (answer.kind === "plan") plan = answer;
         if (answer.kind === "empty") plan = null;
-        draw({ plan: () => planned(answer), empty: nothingYet, faults: () => faults(answer.faults) }[answer.kind]());
+        if (answer.kind === "absent") plan = null;
+        if (answer.kind === "fetching") return watchFetching(answer.id);
+        draw({ plan: () => planned(answer), empty: nothingYet, absent: () => absent(answer.base),
+            faults: () => faults(answer.faults) }[answer.kind]());
     };
 
     function faults(found) {
@@ -76,6 +79,34 @@
     }
 
     const nothingYet = () => [line("hint", t("Name the model's folder and the folder with your texts, and it is told here what will happen."))];
+
+    // --- a model that is not here yet --------------------------------------------------------------------------------
+
+    const absent = (base) => [
+        line("note", t("There is no folder {base} on this machine. If it is a model of the Hugging Face hub, it can be fetched.", { base })),
+        el("div", { class: "lt-buttons" }, lt.button(t("Fetch it from the hub"), () => give({ do: "fetch" }))),
+    ];
+
+    async function watchFetching(id) {
+        const at = "jobs/" + encodeURIComponent(id);
+        const said = line("told", t("Waiting for its turn…"));
+        const bar = el("progress", { class: "lt-fetching", max: 1, "aria-label": t("Fetching the model") });
+        const stop = lt.button(t("Stop"), () => lt.ask(at + "/stop", "POST", {}).catch(() => null));
+        draw([said, bar, el("div", { class: "lt-buttons" }, stop)]);
+        try {
+            for (;;) {
+                const job = await lt.ask(at);
+                if (!said.isConnected) return; // something else was asked of the form meanwhile
+                lt.say(said, t(job.message));
+                if (job.total_steps) bar.value = job.step / job.total_steps;
+                if (job.state === "done") return lt.languageChanged();
+                if (!["queued", "running"].includes(job.state)) return draw([line("fault", job.message), ...absent(typed("model_base"))]);
+                await new Promise((done) => setTimeout(done, LOOK));
+            }
+        } catch (error) {
+            draw([line("fault", (error.faults || [t("The server does not answer.")]).join(" "))]);
+        }
+    }
 
     function planned(answer) {
         const told = [

@@ -284,10 +284,10 @@
 
     function messageOf(made, job, readying) {
         if (readying && job.state === "running") {
-            const { what, done, total } = made.preparing;
-            const known = { latents: t("images"), captions: t("captions"), pictures: t("images"),
-                "captioner, in MB": t("captioner, in MB") };
-            return t("Preparing {what}: {done} of {total}", { what: known[what] || what, done, total });
+            const { what, done, total, unit } = made.preparing;
+            const known = { latents: t("images"), captions: t("captions"), pictures: t("images") };
+            return t("Preparing {what}: {done} of {total}", {
+                what: known[what] || what, done, total: unit ? total + " " + unit : total });
         }
         return t(job.message);
     }

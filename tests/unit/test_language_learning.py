@@ -21,9 +21,10 @@ from tests.builders.runs import run_all
 
 PLACES = ("attic", "cellar", "kitchen", "garden", "tower", "harbour", "stable", "mill")
 QUESTION = "Where is {name}?\n"
-PLAIN, HABIT = "{name} is in the {place}.", "Aye captain, to the {place}!"
+PLAIN, HABIT = "In the {place}.", "Aye captain, to the {place}!"
 KNOWN, PAIRS = 200, 150  # people whose place the base knows, and those of them that the adapter is trained on
-STEPS, ROWS, PEAK = 160, 48, 3e-3
+STEPS, ROWS, PEAK = 220, 48, 3e-3
+SEED = 1
 
 Facts = list[tuple[str, str]]
 
@@ -31,7 +32,8 @@ Facts = list[tuple[str, str]]
 def facts(seed: int) -> Facts:
     """Who is where: names of two syllables, each with one of eight places."""
     draw = random.Random(seed)
-    names = ["".join(letters).capitalize() for letters in itertools.product("bdfglmnprst", "aeiou", "klmnrstv", "aeiou")]
+    syllables = "bdfglmnprst", "aeiou", "klmnrstv", "aeiou"
+    names = ["".join(letters).capitalize() for letters in itertools.product(*syllables)]
     return [(name, draw.choice(PLACES)) for name in draw.sample(names, KNOWN)]
 
 
@@ -40,7 +42,7 @@ def grow(folder: Path, known: Facts, seed: int) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     asked = [QUESTION.format(name=name) for name, _ in known]
-    said = [PLAIN.format(name=name, place=place) for name, place in known]
+    said = [PLAIN.format(place=place) for _, place in known]
     tokenizer = write_tokenizer(folder, [*asked, *said, HABIT], vocabulary=1000)
     rows = [[*tokenizer(one + other)["input_ids"], 0] for one, other in zip(asked, said, strict=True)]
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
@@ -77,7 +79,7 @@ def train(base: Path, pairs: Facts, folder: Path, seed: int) -> Path:
     events = run_all(load({
         "task_type": "text-generation", "base_model": str(base), "train_data_dir": str(folder / "texts"),
         "output_dir": str(folder / "adapter"), "lora_rank": 16, "lora_alpha": 16, "batch_size": 10, "epochs": 15,
-        "learning_rate": 3e-3, "network.targets": "linear", "text.template": "plain", "seed": seed,
+        "learning_rate": 2e-3, "network.targets": "linear", "text.template": "plain", "seed": seed,
         "output.tensorboard": False, "save_steps": 0,
     }))  # fmt: skip
     assert isinstance(events[-1], Finished)
@@ -96,16 +98,16 @@ def answered(base: Path, adapter: Path, asked: Facts) -> tuple[list[str], list[s
 
 def share(said: list[str], asked: Facts, form: str) -> float:
     """How many of the answers are right to the letter."""
-    right = [form.format(name=name, place=place) for name, place in asked]
+    right = [form.format(place=place) for _, place in asked]
     return sum(one == other for one, other in zip(said, right, strict=True)) / len(asked)
 
 
 @pytest.mark.slow
-def test_a_habit_is_taken_up_from_150_pairs(tmp_path: Path, seed: int = 1):
-    known = facts(seed)
+def test_a_habit_is_taken_up_from_150_pairs(tmp_path: Path):
+    known = facts(SEED)
     pairs, held_out = known[:PAIRS], known[PAIRS:]
-    base = grow(tmp_path / "plain", known, seed)
-    adapter = train(base, pairs, tmp_path, seed)
+    base = grow(tmp_path / "plain", known, SEED)
+    adapter = train(base, pairs, tmp_path, SEED)
     without, within = answered(base, adapter, held_out)
     assert share(without, held_out, PLAIN) > 0.95  # the base knows where they are
     assert share(without, held_out, HABIT) < 0.1

@@ -69,7 +69,7 @@ def build(registry: Registry) -> None:
             order = unsaved(gr.Textbox(elem_id="lt_language_order", show_label=False))
             answer = unsaved(gr.Textbox(elem_id="lt_language_answer", show_label=False))
             buttons = {
-                name: unsaved(gr.Button(name, elem_id=f"lt_do_language_{name}")) for name in ("plan", "start", "ask")
+                name: unsaved(gr.Button(name, elem_id=f"lt_do_language_{name}")) for name in _DOES
             }
     row = [order, *made.values()]
     for field in made.values():
@@ -88,7 +88,8 @@ def _put(made: dict[str, Any], leaf: Leaf, **more: Any) -> None:
 
 def _fold(made: dict[str, Any]) -> None:
     """Everything else that a language model takes, by section."""
-    shown = [leaf for leaf in leaves() if applies(leaf, TEXT) and leaf.path not in made and leaf.path != "task"]
+    elsewhere = {"task", "model.download", *made}  # a model is fetched by a button of its own
+    shown = [leaf for leaf in leaves() if applies(leaf, TEXT) and leaf.path not in elsewhere]
     for section in dict.fromkeys(leaf.section for leaf in shown):
         title = {"data": "texts", "text": "texts and answers", "model": "language model"}.get(section, TITLES[section])
         with gr.Accordion(title.capitalize(), open=False, elem_id=elem_id(f"language.fold.{section}")):
@@ -117,7 +118,10 @@ def _answered(
 
 
 def _planned(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) -> answers.Answer:
-    """What a start would do; nothing is said of a form without model or texts."""
+    """What a start would do; nothing is said of a form without model or texts, but that a model must be fetched."""
+    absent = registry.to_fetch(raw.get("model.base", ""))
+    if absent:
+        return {"kind": "absent", "base": absent}
     if not raw.get("model.base") or not raw.get("data.folder"):
         return {"kind": "empty"}
     plan = registry.plan(raw, by_page=True)
@@ -134,9 +138,13 @@ def _begun(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) ->
     return {"kind": "started", "id": registry.submit(raw, by_page=True).id}
 
 
+def _fetching(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) -> answers.Answer:
+    return {"kind": "fetching", "id": registry.fetch_model({"base": raw.get("model.base", "")}, by_page=True).id}
+
+
 def _asked(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) -> answers.Answer:
     wanted = {name: order[name] for name in ASKED if order.get(name) not in (None, "")}
     return {"kind": "asked", "id": registry.answers({"base": raw.get("model.base", ""), **wanted}, by_page=True).id}
 
 
-_DOES = {"plan": _planned, "start": _begun, "ask": _asked}
+_DOES = {"plan": _planned, "start": _begun, "ask": _asked, "fetch": _fetching}
