@@ -191,10 +191,10 @@ def _install(environment: Environment) -> Outcome:
     return Outcome(f"install, {environment.name}", "passed", time.monotonic() - begun)
 
 
-def _checked(what: str, command: list[str | Path]) -> Outcome:
+def _checked(what: str, command: list[str | Path], **variables: str) -> Outcome:
     print(f"\n=== {what}", flush=True)
     begun = time.monotonic()
-    code = _call(command)
+    code = _call(command, **variables)
     return Outcome(what, "FAILED" if code else "passed", time.monotonic() - begun)
 
 
@@ -202,10 +202,11 @@ def _suite(environment: Environment, what: list[str], rest: list[str]) -> Outcom
     """Run pytest in an environment and count from its report; tests named in `rest` take the place of the folders."""
     if any(map(_is_test, rest)):
         what = [word for word in what if not _is_test(word)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="lora_trainer.tests.", ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report.xml"
         command = [environment.python, "-m", "pytest", *WORKERS, f"--junitxml={report}", *what, *rest]
-        outcome = _checked(f"pytest, {environment.name}", command)
+        # Gigabytes of checkpoints are written in a folder that goes when the tests are over, however they end.
+        outcome = _checked(f"pytest, {environment.name}", command, TMPDIR=folder)
         if not report.exists():
             return outcome._replace(verdict="FAILED", failed=1)
         return outcome._replace(**_counts(report))
@@ -304,8 +305,9 @@ def _lines(stamp: Path) -> list[str]:
     return stamp.read_text(encoding="utf-8").splitlines() if stamp.exists() else []
 
 
-def _call(command: list[str | Path]) -> int:
-    return subprocess.run([str(word) for word in command], cwd=ROOT, env=_surroundings(), check=False).returncode
+def _call(command: list[str | Path], **variables: str) -> int:
+    words, surroundings = [str(word) for word in command], _surroundings() | variables
+    return subprocess.run(words, cwd=ROOT, env=surroundings, check=False).returncode
 
 
 def _quiet(command: list[str | Path]) -> subprocess.CompletedProcess[str]:

@@ -39,6 +39,7 @@ class Packed(NamedTuple):
     scales: Tensor  # float16 (N / 64,): the largest magnitude of each block
     shape: torch.Size
     dtype: torch.dtype  # what it is unpacked to
+    meant: Tensor | None  # (256, 2): the two numbers of each byte; beside the codes, so that none is sent in a step
 
 
 def suits(module: nn.Module, weight: Tensor) -> bool:
@@ -55,6 +56,7 @@ def hold(module: nn.Module, weight: Tensor, bits: Bits, dtype: torch.dtype) -> N
     cast(Any, module).__class__ = _PackedLinear if isinstance(module, nn.Linear) else _PackedConv2d
     module.register_buffer("codes", packed.codes, persistent=False)
     module.register_buffer("scales", packed.scales, persistent=False)
+    module.register_buffer("meant", packed.meant, persistent=False)
     cast(Any, module).packed_as = packed.shape, packed.dtype
 
 
@@ -65,30 +67,30 @@ def pack(weight: Tensor, bits: Bits, dtype: torch.dtype) -> Packed:
     scales = (blocks.abs().amax(1) * (1 + 2**-10)).clamp(2**-24, torch.finfo(torch.float16).max).half()
     shares = blocks / scales.float()[:, None]
     if bits == 8:
-        return Packed((shares * 127).round_().to(torch.int8).view(-1), scales, weight.shape, dtype)
+        return Packed((shares * 127).round_().to(torch.int8).view(-1), scales, weight.shape, dtype, None)
     steps = torch.tensor(_NORMAL_FLOAT, device=weight.device)
     numbers = torch.bucketize(shares, (steps[1:] + steps[:-1]) / 2).to(torch.uint8).view(-1, 2)
-    return Packed(numbers[:, 0] * 16 + numbers[:, 1], scales, weight.shape, dtype)
+    meant = torch.cartesian_prod(steps.to(dtype), steps.to(dtype))
+    return Packed(numbers[:, 0] * 16 + numbers[:, 1], scales, weight.shape, dtype, meant)
 
 
 def unpack(packed: Packed) -> Tensor:
     """The weight again, each number within half a step of what it was."""
-    codes, scales, shape, dtype = packed
-    if codes.dtype == torch.int8:
+    codes, scales, shape, dtype, meant = packed
+    if meant is None:
         return (codes.to(dtype).view(-1, _BLOCK) * (scales.float() / 127).to(dtype)[:, None]).view(shape)
-    steps = torch.tensor(_NORMAL_FLOAT, device=codes.device, dtype=dtype)
-    pairs = torch.cartesian_prod(steps, steps)  # (256, 2): what each byte means
-    return (functional.embedding(codes.int(), pairs).view(-1, _BLOCK) * scales.to(dtype)[:, None]).view(shape)
+    return (functional.embedding(codes.int(), meant).view(-1, _BLOCK) * scales.to(dtype)[:, None]).view(shape)
 
 
 class _Held(nn.Module):
     codes: Tensor
     scales: Tensor
+    meant: Tensor | None
     packed_as: tuple[torch.Size, torch.dtype]
 
     @property
     def weight(self) -> Tensor:
-        return unpack(Packed(self.codes, self.scales, *self.packed_as))
+        return unpack(Packed(self.codes, self.scales, *self.packed_as, self.meant))
 
 
 class _PackedLinear(_Held, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride] - read only here

@@ -150,7 +150,9 @@ def encode_chunks(
     layers = len(tower.encoder.layers)
     if skip > layers:
         raise PlainError(f"Clip skip {skip} was asked for, but the text encoder has {layers} layers; choose fewer.")
-    ids = torch.tensor(batch, dtype=torch.long, device=tower.final_layer_norm.weight.device)
+    device = tower.final_layer_norm.weight.device
+    on_gpu = device.type == "cuda"  # from pinned memory the process need not wait for it
+    ids = torch.tensor(batch, dtype=torch.long, pin_memory=on_gpu).to(device, non_blocking=on_gpu)
     count, chunks, length = ids.shape
     output = encoder(input_ids=ids.reshape(count * chunks, length), output_hidden_states=skip > 1)
     states = output.last_hidden_state if skip == 1 else output.hidden_states[-skip]

@@ -9,10 +9,9 @@ import logging
 import secrets
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.config.sweep import variants
 from lora_trainer.contracts import Event, Finished, Host, PlainError, Told
 from lora_trainer.jobs.estimate import Paces, kind_of
+from lora_trainer.jobs.faults import note_trace, unforeseen, with_saved
 from lora_trainer.jobs.files import RunFiles
 from lora_trainer.jobs.job import Job, WrongMoment
 from lora_trainer.jobs.limits import check_allowed, load_allowed
@@ -320,10 +320,10 @@ class Registry:
                     else:
                         job.take(event)
         except PlainError as error:
-            return Finished("failed", job.step, self._newest(job), _with_saved(job, str(error)))
+            return Finished("failed", job.step, self._newest(job), with_saved(job, str(error)))
         except (Exception, SystemExit) as error:
-            self._note_trace(job, error)
-            return Finished("failed", job.step, self._newest(job), _with_saved(job, _unforeseen(error, job)))
+            note_trace(job, error)
+            return Finished("failed", job.step, self._newest(job), with_saved(job, unforeseen(error, job)))
         pace = job.status.seconds_per_step
         if pace is not None and job.training:
             self._paces.learn(job.training.pace, pace)
@@ -332,15 +332,6 @@ class Registry:
     @staticmethod
     def _newest(job: Job) -> Path | None:
         return next(reversed(job.files), None)
-
-    @staticmethod
-    def _note_trace(job: Job, error: BaseException) -> None:
-        _log.error("The job %s broke off.", job.name, exc_info=error)
-        log = job.training.files.log if job.training else None
-        if log and log.is_file():
-            with suppress(OSError), log.open("a", encoding="utf-8") as file:  # the console has it in any case
-                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} the training broke off:\n")
-                file.writelines(traceback.format_exception(error))
 
     # --- remembering ---
 
@@ -378,37 +369,6 @@ def _named(config: RunConfig, name: str, folder: Path | None) -> RunConfig:
     if folder is not None:
         return replace(config, output=replace(config.output, directory=str(folder)))
     return replace(config, output=replace(config.output, name=name))
-
-
-def _unforeseen(error: BaseException, job: Job) -> str:
-    from lora_trainer.train.memory import is_out_of_memory  # imports torch
-    from lora_trainer.train.told import in_words
-    from lora_trainer.weights.write import NO_ROOM
-
-    if is_out_of_memory(error) and job.training is None:
-        return "Out of memory; choose a smaller model, or close what else uses the device."
-    if is_out_of_memory(error):
-        return (
-            "Out of memory before the first step, while images, captions and LoRA were made ready; lower resolution or "
-            "network.rank, or close what else uses the device."
-        )
-    told, what = in_words(error).rstrip("."), "The training" if job.training else "The work"
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"{what} broke off because the disk is full ({told}); free some space, then start it again."
-    if isinstance(error, OSError):
-        return (
-            f"{what} broke off because a file could not be read or written ({told}); look whether it and its "
-            "drive are there and open to you, then start it again."
-        )
-    return f"{what} broke off by an error that nobody foresaw ({told}); the console and the log have its trace."
-
-
-def _with_saved(job: Job, text: str) -> str:
-    """The error with what is left of the work."""
-    if job.resumable_from is not None:
-        return f"{text} What was learnt up to step {job.resumable_from} is saved; Resume goes on from there."
-    newest = next(reversed(job.files), None)
-    return f"{text} What was learnt is in {newest}." if newest else text
 
 
 # "Reload UI" makes a WebUI execute its extensions' scripts anew, while modules imported by them stay: this is the one

@@ -82,6 +82,11 @@ class TextPlan(RunPlan):
     def size_told(self) -> str:
         return f"at up to {self.max_length} tokens"
 
+    @property
+    def heaviest_told(self) -> str:
+        """ "812 tokens, batch of 2": the longest row."""
+        return f"{self.data.widest} tokens, batch of {self.config.data.batch_size}"
+
     def settled(self) -> dict[str, Any]:
         return {"text.max_length": self.max_length, "text.template": self.wording.form}
 

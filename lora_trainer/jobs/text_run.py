@@ -66,6 +66,7 @@ class TextRun:
             sampler=AnswerMaker(plan, language), output=TextOutput(plan, language.model),
             validation=HeldOutTexts(loss, plan.held_out) if plan.held_out else None,
             pieces=pieces, ladder=_ladder(plan, language, self.host, pieces),
+            heaviest=plan.data.heaviest, heaviest_told=plan.heaviest_told,
         )  # fmt: skip
 
     def _loaded(self) -> LanguageModel:

@@ -62,8 +62,10 @@ class Acting:
             raise ValueError(f"{rows} rows cannot be shared out among the weights of {len(self._rows)} samples")
         key = rows, like.device, like.dtype
         if key not in self._by_row:
-            weights = torch.tensor(self._rows, dtype=like.dtype, device=like.device)
-            self._by_row[key] = weights.repeat_interleave(rows // len(self._rows))
+            # From pinned memory, for which the process need not wait.
+            weights = torch.tensor(self._rows, dtype=like.dtype, pin_memory=like.is_cuda)
+            here = weights.to(like.device, non_blocking=like.is_cuda)
+            self._by_row[key] = here.repeat_interleave(rows // len(self._rows))
         return self._by_row[key].view(-1, *[1] * (like.dim() - 1))
 
     @property

@@ -70,5 +70,6 @@ def turned(blocks: Tensor) -> Tensor:
     with torch.autocast(blocks.device.type, enabled=False):
         skew = blocks.float() - blocks.float().transpose(1, 2)
         unit = torch.eye(skew.shape[1], device=skew.device)
-        solve = cast("Callable[[Tensor, Tensor], Tensor]", torch.linalg.solve)  # pyright: ignore[reportUnknownMemberType]
-        return 2 * solve(unit - skew, skew)
+        # Unlike `solve` it does not ask the device whether there is a solution; of I - Q, Q skew, there always is one.
+        solve = cast("Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]", torch.linalg.solve_ex)  # pyright: ignore[reportUnknownMemberType]
+        return 2 * solve(unit - skew, skew)[0]

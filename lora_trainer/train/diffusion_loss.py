@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,7 +47,7 @@ class DiffusionLoss:
         sizes = sent(batch.sizes, device)
         if self.network is not None:
             self.network.drop_by([sample_seed(self.seed, position, "dropout") for position in batch.positions])
-        text = _sent(batch.text, device) or self.base.encode_text(batch.captions, self.clip_skip)
+        text = self._text(batch.text, batch.captions)
         predicted = self.base.predict(noisy, timesteps, text, sizes)
         wanted = target(self.base.facts.prediction, latents, noise, alphas)
         mask = None if batch.mask is None else sent(batch.mask, device)
@@ -75,7 +76,10 @@ class DiffusionLoss:
         return (error * sent(batch.weights, error.device)).mean()
 
     def _class_text(self, batch: Batch) -> TextStates:
-        return _sent(batch.class_text, self.base.device) or self.base.encode_text(batch.class_captions, self.clip_skip)
+        return self._text(batch.class_text, batch.class_captions)
+
+    def _text(self, states: TextStates | None, captions: Sequence[str]) -> TextStates:
+        return sent_text(states, self.base.device) if states else self.base.encode_text(captions, self.clip_skip)
 
 
 def weighed_error(
@@ -93,7 +97,6 @@ def weighed_error(
     return error if factors is None else error * factors
 
 
-def _sent(text: TextStates | None, device: torch.device) -> TextStates | None:
-    if text is None:
-        return None
+def sent_text(text: TextStates, device: torch.device) -> TextStates:
+    """The states on the device, as `memory.sent` sends a tensor."""
     return TextStates(sent(text.context, device), None if text.pooled is None else sent(text.pooled, device))

@@ -18,7 +18,8 @@ from torch import Tensor
 from lora_trainer.config.options import ObjectiveConfig, SliderConfig
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import BaseModel, Batch, Network, TextStates
-from lora_trainer.train.diffusion_loss import weighed_error
+from lora_trainer.train.diffusion_loss import sent_text, weighed_error
+from lora_trainer.train.memory import sent
 from lora_trainer.train.noise import Drawn, draw
 from lora_trainer.train.objective import add_noise, target
 
@@ -56,7 +57,7 @@ class SliderLoss:
             self.objective, self.seed, batch.positions, batch.latents.shape[1:],
             count=len(self.base.alphas_cumprod), offset=self.noise_offset,
         )  # fmt: skip
-        return Drawn(*(each.to(self.base.device) for each in found))
+        return Drawn(*(sent(each, self.base.device) for each in found))
 
     def both_ways(
         self, batch: Batch, noisy: Tensor, timesteps: Tensor, text: TextStates, wanted: Tensor
@@ -70,12 +71,12 @@ class SliderLoss:
         self.network.drop_by(seeds * 2)
         self.network.weigh_by([1.0] * count + [-1.0] * count)
         twice = timesteps.repeat(2)
-        predicted = self.base.predict(noisy, twice, text, batch.sizes.to(device).repeat(2, 1))
-        mask = None if batch.mask is None else batch.mask.to(device).repeat(2, 1, 1, 1)
+        predicted = self.base.predict(noisy, twice, text, sent(batch.sizes, device).repeat(2, 1))
+        mask = None if batch.mask is None else sent(batch.mask, device).repeat(2, 1, 1, 1)
         error = weighed_error(
             self.base, self.objective, self.min_snr_gamma, predicted, wanted, timesteps=twice, mask=mask
         )
-        return (error * batch.weights.to(device).repeat(2)).mean()
+        return (error * sent(batch.weights, device).repeat(2)).mean()
 
 
 @dataclass(frozen=True)
@@ -92,25 +93,28 @@ class PromptSlider(SliderLoss):
     encoded: EncodePrompts | None = None  # of `prompts_of`, by a frozen text encoder
 
     def __call__(self, batch: Batch) -> Tensor:
-        assert self.encoded is not None
         drawn = self.drawn(batch)
-        timesteps = drawn.timesteps
-        alphas = self.base.alphas_cumprod.to(timesteps.device)[timesteps]
-        noisy = add_noise(batch.latents.to(timesteps.device), drawn.shown, alphas)
+        timesteps, device = drawn.timesteps, drawn.timesteps.device
+        alphas = sent(self.base.alphas_cumprod, device)[timesteps]
+        noisy = add_noise(sent(batch.latents, device), drawn.shown, alphas)
         kept = self.slider.keep or ("",)
         words = [kept[position % len(kept)] for position in batch.positions]
         target, positive, negative = (
             [worded(word, prompt) for word in words]
             for prompt in (self.slider.target, self.slider.positive, self.slider.negative)
         )
-        sizes = batch.sizes.to(timesteps.device).repeat(3, 1)
+        sizes = sent(batch.sizes, device).repeat(3, 1)
         with torch.no_grad(), self.network.scaled(0):
-            text = self.encoded([*target, *positive, *negative])
+            text = self._spoken([*target, *positive, *negative], device)
             answers = self.base.predict(noisy.repeat(3, 1, 1, 1), timesteps.repeat(3), text, sizes).float()
         middle, more, less = answers.chunk(3)
         step = self.slider.strength * (more - less)
         wanted = torch.cat([middle + step, middle - step])
-        return self.both_ways(batch, noisy.repeat(2, 1, 1, 1), timesteps, self.encoded(target * 2), wanted)
+        return self.both_ways(batch, noisy.repeat(2, 1, 1, 1), timesteps, self._spoken(target * 2, device), wanted)
+
+    def _spoken(self, prompts: Sequence[str], device: torch.device) -> TextStates:
+        assert self.encoded is not None
+        return sent_text(self.encoded(prompts), device)
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,14 @@ class PictureSlider(SliderLoss):
         assert batch.opposite is not None
         drawn = self.drawn(batch)
         device = drawn.timesteps.device
-        alphas = self.base.alphas_cumprod.to(device)[drawn.timesteps].repeat(2)
-        latents = torch.cat([batch.latents, batch.opposite]).to(device)
+        alphas = sent(self.base.alphas_cumprod, device)[drawn.timesteps].repeat(2)
+        latents = sent(torch.cat([batch.latents, batch.opposite]), device)
         noise = drawn.noise.repeat(2, 1, 1, 1)
         noisy = add_noise(latents, drawn.shown.repeat(2, 1, 1, 1), alphas)
         wanted = target(self.base.facts.prediction, latents, noise, alphas)
-        text = batch.text
-        if text is None:
+        if batch.text:
+            text = sent_text(batch.text, device)
+        else:
             assert self.encode is not None
             text = self.encode(batch.captions)
         return self.both_ways(batch, noisy, drawn.timesteps, _twice(text), wanted)

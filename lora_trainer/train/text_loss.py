@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lora_trainer.config.seeds import sample_seed
 from lora_trainer.contracts import Network, TextBatch
+from lora_trainer.train.memory import sent
 
 MaskForm = Literal["added", "allowed"]
 
@@ -48,16 +49,18 @@ class TextLoss:
         if self.network is not None:
             self.network.drop_by([sample_seed(self.seed, position, "dropout") for position in batch.positions])
         logits = self.logits(batch)
-        targets = batch.ids[batch.learnt].to(self.device)
+        targets = sent(batch.ids[batch.learnt], self.device)
         return functional.cross_entropy(logits.float(), targets, reduction="sum") / batch.divisor
 
     def logits(self, batch: TextBatch) -> Tensor:
         """(N, V): what the model says before each of the N learnt tokens."""
-        said_at = batch.learnt.roll(-1, dims=1).to(self.device)  # the first of a row is never learnt
+        # The first of a row is never learnt. By numbers and not by flags, which the device would have to be asked for.
+        said_at = batch.learnt.roll(-1, dims=1).nonzero()  # (N, 2)
+        rows, columns = sent(said_at, self.device).unbind(1)
         head = cast(nn.Module, cast(Any, self.model).get_output_embeddings())
-        handle = head.register_forward_pre_hook(lambda module, args: (args[0][said_at].unsqueeze(0),))
+        handle = head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns].unsqueeze(0),))
         try:
-            out = self.model(input_ids=batch.ids.to(self.device), use_cache=False, **self._apart(batch))
+            out = self.model(input_ids=sent(batch.ids, self.device), use_cache=False, **self._apart(batch))
         finally:
             handle.remove()
         return cast(Tensor, out.logits)[0]
@@ -68,8 +71,8 @@ class TextLoss:
         if self.packed is None:
             return {}
         dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        mask = block_mask(batch.blocks.to(self.device), dtype, self.packed)
-        return {"attention_mask": mask, "position_ids": batch.places.to(self.device)}
+        mask = block_mask(sent(batch.blocks, self.device), dtype, self.packed)
+        return {"attention_mask": mask, "position_ids": sent(batch.places, self.device)}
 
 
 def block_mask(blocks: Tensor, dtype: torch.dtype, form: MaskForm) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -49,7 +50,7 @@ class TextData:
     @property
     def fill(self) -> float:
         """Share of the longest row that an average row fills."""
-        lengths = [sum(len(self.samples[number].ids) for number in row) for row in self.rows]
+        lengths = [self._length(row) for row in self.rows]
         return sum(lengths) / len(lengths) / max(lengths)
 
     def steps_for(self, epochs: int) -> int:
@@ -75,6 +76,29 @@ class TextData:
         rows = [self.rows[sample.item] for sample in taken]
         return self.batch(rows, tuple(sample.position for sample in taken), whole / self._micro_batches)
 
+    @property
+    def widest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self._length(row) for row in self.rows)
+
+    def heaviest(self) -> TextBatch:
+        """What takes most memory: as wide as the longest row, with as many learnt tokens as a micro-batch can have.
+
+        Those that its own rows lack are taken from their questions. The stream goes on as if nobody had asked.
+        """
+        longest = sorted(self.rows, key=self._length, reverse=True)
+        rows = [longest[number % len(longest)] for number in range(self._batch_size)]
+        batch = self.batch(rows, tuple(range(len(rows))), 1.0)
+        ordered = sorted(self._targets, reverse=True)
+        most = sum(ordered[number % len(ordered)] for number in range(self._batch_size))
+        more = ((batch.places > 0) & ~batch.learnt).nonzero()[: max(0, most - int(batch.learnt.sum()))]
+        learnt = batch.learnt.clone()
+        learnt[more[:, 0], more[:, 1]] = True
+        return replace(batch, learnt=learnt, divisor=float(learnt.sum()))
+
+    def _length(self, row: Row) -> int:
+        return sum(len(self.samples[number].ids) for number in row)
+
     def probe(self, tokens: int = 6) -> tuple[TextBatch, TextBatch]:
         """The beginnings of two samples, in one row and in a row each, to try whether they see each other there."""
         pieces = [sample.ids[:tokens] for sample in (self.samples[0], self.samples[-1])]
@@ -86,7 +110,7 @@ class TextData:
 
     def batch(self, rows: Sequence[Row], positions: tuple[int, ...], divisor: float) -> TextBatch:
         """These rows side by side, padded to the longest."""
-        wide = max(sum(len(self.samples[number].ids) for number in row) for row in rows)
+        wide = max(self._length(row) for row in rows)
         ids = torch.full((len(rows), wide), self._pad)
         blocks = torch.zeros((len(rows), wide), dtype=torch.long)
         places = torch.zeros((len(rows), wide), dtype=torch.long)
