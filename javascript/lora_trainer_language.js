@@ -153,8 +153,8 @@
         };
         return el("section", { class: "lt-try", "aria-label": t("Try it") },
             el("h3", null, t("Try it")), named(t("Question"), box.prompt),
+            named(t("Adapter's folder"), box.adapter),
             el("div", { class: "lt-fields" },
-                named(t("Adapter's folder"), box.adapter),
                 named(t("Longest answer (tokens)"), box.tokens),
                 named(t("Freedom"), box.temperature, t("0 always takes the likeliest word."))),
             el("div", { class: "lt-buttons" }, lt.button(t("Ask without and with the adapter"), question)),
@@ -174,14 +174,19 @@
     async function newest() {
         try {
             const { jobs } = await lt.ask("jobs");
-            const last = jobs.find((job) => job.kind === "training" && job.files.length
-                && !job.files.some((file) => file.endsWith(".safetensors")));
-            return last ? last.files[last.files.length - 1] : "";
+            return jobs.map(lt.adapterOf).find(Boolean) || "";
         } catch (error) {
             lt.notice((error.faults || [t("The server does not answer.")]).join(" "), "bad");
             return null;
         }
     }
+
+    // A finished training leads here.
+    lt.tryAdapter = function (folder) {
+        lt.go("language");
+        box.adapter.value = folder;
+        box.prompt.focus();
+    };
 
     async function watchAnswers(id) {
         tell([line("hint", t("Waiting for its turn…"))]);

@@ -47,7 +47,7 @@ class TextOutput:
     def present(self, path: Path) -> Iterator[Event]:
         """How it is tried."""
         yield Told(
-            f'Try it: python -m lora_trainer generate --base "{self.plan.facts.path}" --adapter "{path}" --prompt "..."'
+            f'Try it: python -m lora_trainer generate --base "{self.plan.config.model.base}" --adapter "{path}" --prompt "..."'
         )
 
 

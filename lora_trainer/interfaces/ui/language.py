@@ -41,7 +41,7 @@ class _Top(NamedTuple):
 
 
 _TOP = (
-    _Top("model.base", "Language model", "Folder of a transformers model with safetensors, or a GGUF file.",
+    _Top("model.base", "Language model", "Folder of a transformers model with safetensors, a GGUF file, or owner/name on the Hugging Face hub.",
          "/models/llama-3.2-1b"),
     _Top("data.folder", "Folder with the texts", "JSONL, JSON, CSV, Parquet or plain text; columns are recognised.",
          "/texts/my_trade"),
