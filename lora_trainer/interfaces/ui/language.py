@@ -41,7 +41,8 @@ class _Top(NamedTuple):
 
 
 _TOP = (
-    _Top("model.base", "Language model", "Folder of a transformers model with safetensors, a GGUF file, or owner/name on the Hugging Face hub.",
+    _Top("model.base", "Language model",
+         "Folder of a transformers model with safetensors, a GGUF file, or owner/name on the Hugging Face hub.",
          "/models/llama-3.2-1b"),
     _Top("data.folder", "Folder with the texts", "JSONL, JSON, CSV, Parquet or plain text; columns are recognised.",
          "/texts/my_trade"),
@@ -51,6 +52,7 @@ _TOP = (
     _Top("samples.prompts", "Sample questions", "Asked before, while and after the training, one a line.",
          "What is a gusset?"),
 )  # fmt: skip
+_SAID = {"train.learning_rate": "Peak learning rate of the adapter."}  # where the option's own sentence is on images
 
 
 def build(registry: Registry) -> None:
@@ -91,10 +93,11 @@ def _fold(made: dict[str, Any]) -> None:
     elsewhere = {"task", "model.download", *made}  # a model is fetched by a button of its own
     shown = [leaf for leaf in leaves() if applies(leaf, TEXT) and leaf.path not in elsewhere]
     for section in dict.fromkeys(leaf.section for leaf in shown):
-        title = {"data": "texts", "text": "texts and answers", "model": "language model"}.get(section, TITLES[section])
+        title = {"data": "texts", "text": "texts and answers", "model": "language model",
+                 "validation": "held-out texts"}.get(section, TITLES[section])
         with gr.Accordion(title.capitalize(), open=False, elem_id=elem_id(f"language.fold.{section}")):
             for leaf in _plain_first(leaf for leaf in shown if leaf.section == section):
-                _put(made, leaf)
+                _put(made, leaf, info=_SAID.get(leaf.path))
 
 
 def _plain_first(group: Iterable[Leaf]) -> list[Leaf]:
