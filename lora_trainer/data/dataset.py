@@ -167,7 +167,7 @@ class DataSet:
         """
         yield from self._find_focal_points()
         cache = LatentCache(
-            self._config.cache, folder or self._folder / CACHE_FOLDER, fingerprint, encode_images,
+            "memory" if self._config.cache == "auto" else self._config.cache, folder or self._folder / CACHE_FOLDER, fingerprint, encode_images,
             flip=self._config.flip,
         )  # fmt: skip
         yield from cache.fill(self._pictures)

@@ -66,16 +66,17 @@ def really_saved(plan: Plan, side: int, count: int) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-@pytest.mark.parametrize(("family", "more"), [
-    ("sd1", {}),
-    pytest.param("sdxl", {"network__targets": "all"}, marks=pytest.mark.slow),
-    pytest.param("sd1", {"network__kind": "lokr", "network__targets": "linear"}, marks=pytest.mark.slow),
+@pytest.mark.parametrize(("family", "more", "near"), [
+    ("sd1", {}, 0.01),
+    # Kernels of `meta` lay some results out otherwise than the CPU's, where it has to copy them less often.
+    pytest.param("sdxl", {"network__targets": "all"}, 0.04, marks=pytest.mark.slow),
+    pytest.param("sd1", {"network__kind": "lokr", "network__targets": "linear"}, 0.04, marks=pytest.mark.slow),
 ], ids=str)  # fmt: skip
-def test_the_count_is_what_autograd_really_saves(tmp_path: Path, family: str, more: dict[str, Any]):
+def test_the_count_is_what_autograd_really_saves(tmp_path: Path, family: str, more: dict[str, Any], near: float):
     plan = planned(tmp_path, family, train__text_encoder_learning_rate=0, **more)
     counted = count(plan, keeps_scores=attention_keeps_scores(CPU, torch.float32))
     real = really_saved(plan, 32, 2)  # neither of the sizes that are counted
-    assert 2 * counted.plain.at(32 * 32) == pytest.approx(real, rel=0.01)
+    assert 2 * counted.plain.at(32 * 32) == pytest.approx(real, rel=near)
 
 
 @pytest.mark.slow
