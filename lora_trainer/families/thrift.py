@@ -14,18 +14,38 @@ _LATENT_CELL = 8  # pixels
 
 
 def recompute_activations(module: nn.Module) -> bool:
-    """Recompute the activations of `module` in the backward pass; False where that is so already.
+    """Compute the activations of a part anew in the backward pass; False where that is so already, or it cannot.
 
     diffusers and transformers do it in training mode only; the mode changes nothing else, since none of the parts has
-    dropout or batch statistics.
+    dropout (a language model's is set to nothing when it is loaded) or batch statistics.
     """
-    if any(getattr(inner, "gradient_checkpointing", False) for inner in module.modules()):
-        return False
     part = cast(Any, module)
-    enable = getattr(part, "enable_gradient_checkpointing", None) or part.gradient_checkpointing_enable
-    enable()
+    of_transformers = hasattr(part, "enable_input_require_grads")
+    if _recomputes(part) or (of_transformers and not part.supports_gradient_checkpointing):
+        return False
+    if of_transformers:
+        _in_transformers(part)
+    else:
+        part.enable_gradient_checkpointing()
     module.train()
     return True
+
+
+def _in_transformers(model: Any) -> None:
+    """Unless told otherwise, torch and transformers lose the gradients in layers of which no input wants one, as those
+    over frozen embeddings are: an adapter there would never learn. Old releases cannot be told, so an input wants one.
+    """
+    model.enable_input_require_grads()
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except TypeError:  # before 4.35
+        model.gradient_checkpointing_enable()
+
+
+def _recomputes(part: Any) -> bool:
+    """transformers 5 has another name for it."""
+    told = getattr(part, "is_activation_checkpointing", False) or getattr(part, "is_gradient_checkpointing", False)
+    return bool(told) or any(getattr(inner, "gradient_checkpointing", False) for inner in part.modules())
 
 
 def slice_attention(unet: nn.Module) -> bool:

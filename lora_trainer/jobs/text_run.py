@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_trainer.contracts import Control, Event, Host, LentModel, ModelFacts, PlainError, Told
 from lora_trainer.families.language.load import LanguageModel, load
-from lora_trainer.families.language.thrift import recompute_activations
+from lora_trainer.families.thrift import recompute_activations
 from lora_trainer.jobs.readied import Readied
 from lora_trainer.jobs.relief import halving
 from lora_trainer.jobs.text_output import TextOutput

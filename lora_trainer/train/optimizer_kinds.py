@@ -39,7 +39,7 @@ class OptimizerKind(NamedTuple):
 
 
 def _adamw(module: Any, groups: Groups, weight_decay: float, options: OptimizerConfig) -> torch.optim.Optimizer:
-    return module.AdamW(groups, weight_decay=weight_decay, fused=_one_kernel([p for g in groups for p in g["params"]]))
+    return module.AdamW(groups, weight_decay=weight_decay, fused=one_kernel([p for g in groups for p in g["params"]]))
 
 
 def _adafactor(module: Any, groups: Groups, weight_decay: float, options: OptimizerConfig) -> torch.optim.Optimizer:
@@ -161,7 +161,7 @@ def _there(kind: OptimizerKind) -> bool:
     return True
 
 
-def _one_kernel(parameters: Sequence[Tensor]) -> bool:
+def one_kernel(parameters: Sequence[Tensor]) -> bool:
     """Whether this torch updates all parameters in one kernel: on CUDA since 2.0, on the CPU since 2.4."""
     on_cpu = all(p.device.type == "cpu" for p in parameters)
     version = tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2])

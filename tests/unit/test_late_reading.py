@@ -13,8 +13,13 @@ from lora_trainer.contracts import Event, Finished, Saved, Skipped, Stepped
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.jobs.run import Controls, run
 from lora_trainer.train.diffusion_loss import DiffusionLoss
+from lora_trainer.train.optimizer_kinds import one_kernel
 from lora_trainer.train.optimizers import Updater
 from tests.builders.runs import run_all, small_run
+
+pytestmark = pytest.mark.skipif(
+    not one_kernel([torch.zeros(1)]), reason="this torch has no AdamW of one kernel on the CPU, only on CUDA devices"
+)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,11 +96,15 @@ def test_weights_that_are_moved_about_between_steps_change_nothing(
 def test_whoever_waits_finds_no_second_reference_to_the_weights(host: Lender, config: RunConfig):
     left: list[int] = []
 
+    watched: list[weakref.ref[np.ndarray]] = []
+
     def look(turn: int) -> None:
-        watched = [weakref.ref(tensor.untyped_storage()) for tensor in host.weights.values() if tensor.numel() > 4]
-        host.weights = {name: tensor.clone() for name, tensor in host.weights.items()}
+        """The memory under a tensor is an array's, which lives as long as a tensor over it does."""
+        memory = [tensor.numpy().copy() for tensor in host.weights.values()]
+        host.weights = dict(zip(host.weights, map(torch.from_numpy, memory), strict=True))
         gc.collect()
         left.append(sum(ref() is not None for ref in watched))
+        watched[:] = [weakref.ref(array) for array in memory if array.size > 4]
 
     host.crowded = True
     host.each_turn = look
