@@ -132,6 +132,8 @@ class _Tally(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function is torch.full and isinstance(args[1], Tensor):
+            args = (args[0], 0.0, *args[2:])  # older transformers' mask, filled with a number that has no value here
         outside = self._full, self._within
         self._full = self.autocast and function in _FULL
         self._within = function is functional.scaled_dot_product_attention and not self.scores

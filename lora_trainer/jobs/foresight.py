@@ -120,10 +120,9 @@ def _judged(plan: Plan, counted: Counted) -> Foreseen:
     numbers = _GRADIENT_AND_WEIGHT + KINDS[plan.config.optimizer.kind].keeps + (plan.config.train.ema > 0)
     base, network, free = _base_bytes(plan), round(counted.weights * 4 * numbers), _free(plan)
     asked = plan.config.train.gradient_checkpointing
-    checkpointing: Sequence[Way] = ("checkpointing",) if asked != "no" else ()
-    tries: list[tuple[Way, ...]] = [tuple(checkpointing)] if asked == "yes" else [(), tuple(checkpointing)]
-    if plan.config.data.batch_size > 1:
-        tries.append((*checkpointing, "pieces"))
+    checkpointing: tuple[Way, ...] = ("checkpointing",) if asked != "no" else ()
+    pieces: tuple[Way, ...] = ("pieces",) if plan.config.data.batch_size > 1 else ()
+    tries = [*([()] if asked != "yes" else []), checkpointing, checkpointing + pieces]
     for ways in dict.fromkeys(tries):
         step = _step_bytes(plan, counted, ways)
         fits = _goes_into(base + network + step, free)
@@ -147,21 +146,17 @@ def _base_bytes(plan: Plan) -> int:
     if not plan.lent.owned:
         return 0
     from lora_trainer.families.few_bits import BYTES_A_WEIGHT
-    from lora_trainer.families.ldm_names import UNET_PREFIX
+    from lora_trainer.families.ldm_names import UNET_PREFIX, VAE_PREFIX
 
-    kept = [place.prefix for part, place in plan.family.towers.items() if part in plan.rates or _encodes(plan)]
+    with_text = plan.text_rate > 0 or plan.data.encodes_while_training
     unet = BYTES_A_WEIGHT[plan.bits] if plan.bits else plan.dtype.itemsize
     whole = 0.0
     for name, info in plan.lent.header.items():
         if name.startswith(UNET_PREFIX):
             whole += math.prod(info.shape) * unet
-        elif any(name.startswith(prefix) for prefix in kept):
+        elif with_text and not name.startswith(VAE_PREFIX):
             whole += math.prod(info.shape) * plan.dtype.itemsize
     return round(whole)
-
-
-def _encodes(plan: Plan) -> bool:
-    return plan.data.encodes_while_training
 
 
 def _free(plan: Plan) -> int | None:

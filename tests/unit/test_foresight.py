@@ -66,17 +66,17 @@ def really_saved(plan: Plan, side: int, count: int) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-@pytest.mark.parametrize(("family", "more", "near"), [
-    ("sd1", {}, 0.01),
-    # Kernels of `meta` lay some results out otherwise than the CPU's, where it has to copy them less often.
-    pytest.param("sdxl", {"network__targets": "all"}, 0.04, marks=pytest.mark.slow),
-    pytest.param("sd1", {"network__kind": "lokr", "network__targets": "linear"}, 0.04, marks=pytest.mark.slow),
+@pytest.mark.parametrize(("family", "more"), [
+    ("sd1", {}),
+    pytest.param("sdxl", {"network__targets": "all"}, marks=pytest.mark.slow),
+    pytest.param("sd1", {"network__kind": "lokr", "network__targets": "linear"}, marks=pytest.mark.slow),
 ], ids=str)  # fmt: skip
-def test_the_count_is_what_autograd_really_saves(tmp_path: Path, family: str, more: dict[str, Any], near: float):
+def test_the_count_is_what_autograd_really_saves(tmp_path: Path, family: str, more: dict[str, Any]):
+    """But for a few copies: kernels of `meta` lay some results out otherwise than the CPU's, by torch's release."""
     plan = planned(tmp_path, family, train__text_encoder_learning_rate=0, **more)
     counted = count(plan, keeps_scores=attention_keeps_scores(CPU, torch.float32))
     real = really_saved(plan, 32, 2)  # neither of the sizes that are counted
-    assert 2 * counted.plain.at(32 * 32) == pytest.approx(real, rel=near)
+    assert 2 * counted.plain.at(32 * 32) == pytest.approx(real, rel=0.05)
 
 
 @pytest.mark.slow
@@ -103,7 +103,8 @@ def test_checkpointing_and_scores_change_the_count(tmp_path: Path):
 
 def test_the_verdict_takes_the_first_way_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = Foresight(Records(tmp_path / "jobs"))
-    plan = planned(tmp_path, data__batch_size=4)
+    large = {"data__batch_size": 4, "data__resolution": 256, "data__upscale": True}
+    plan = planned(tmp_path, **large)
     assert seen.known(plan) is None, "it has to be counted first"
 
     def verdict(free: int) -> foresight.Foreseen:
@@ -115,7 +116,7 @@ def test_the_verdict_takes_the_first_way_that_fits(tmp_path: Path, monkeypatch: 
     easy = verdict(2**40)
     assert (easy.ways, easy.fits, easy.measured) == ((), True, False)
     assert easy.base == sum(  # of the file, read as float32; the text encoder is trained too
-        size for name, size in sizes_of(plan) if name.startswith(("model.diffusion_model.", "cond_stage_model."))
+        size for name, size in sizes_of(plan) if not name.startswith("first_stage_model.")
     )
     tight = verdict(easy.whole)  # without the margin
     assert (tight.ways, tight.fits) == (("checkpointing",), True)
@@ -123,7 +124,7 @@ def test_the_verdict_takes_the_first_way_that_fits(tmp_path: Path, monkeypatch: 
     tighter = verdict(tight.whole)
     assert (tighter.ways, tighter.fits) == (("checkpointing", "pieces"), True)
     assert verdict(1).fits is False
-    allowed = planned(tmp_path, data__batch_size=4, train__gradient_checkpointing="no")
+    allowed = planned(tmp_path, **large, train__gradient_checkpointing="no")
     monkeypatch.setattr("lora_trainer.train.memory.room", lambda device: Room(2**40, easy.whole))
     found = seen.foresee(allowed)
     assert found is not None
