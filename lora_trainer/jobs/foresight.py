@@ -23,6 +23,7 @@ _COUNTED = 20  # models with their networks whose count is kept
 _GRADIENT_AND_WEIGHT = 2  # float32 numbers for each that is trained, besides the optimizer's
 
 Way = Literal["checkpointing", "pieces"]
+_WAYS: dict[str, Way] = {"checkpointing": "checkpointing", "halved": "pieces"}  # by the names of the ladder's rungs
 
 
 class Foreseen(NamedTuple):
@@ -106,8 +107,7 @@ def _model_of(plan: Plan) -> str:
 
 
 def _as_measured(plan: Plan, last: Mapping[str, Any]) -> Foreseen:
-    known: dict[str, Way] = {"checkpointing": "checkpointing", "halved": "pieces"}
-    ways = tuple(known[name] for name in last["measures"] if name in known)
+    ways: tuple[Way, ...] = tuple(_WAYS[name] for name in last["measures"] if name in _WAYS)
     base, free = _base_bytes(plan), _free(plan)
     whole = base + int(last["network"]) + int(last["step"])
     return Foreseen(base, int(last["network"]), int(last["step"]), free, True, ways, _goes_into(whole, free))
@@ -122,7 +122,9 @@ def _judged(plan: Plan, counted: Counted) -> Foreseen:
     asked = plan.config.train.gradient_checkpointing
     checkpointing: tuple[Way, ...] = ("checkpointing",) if asked != "no" else ()
     pieces: tuple[Way, ...] = ("pieces",) if plan.config.data.batch_size > 1 else ()
-    tries = [*([()] if asked != "yes" else []), checkpointing, checkpointing + pieces]
+    tries: list[tuple[Way, ...]] = [checkpointing, checkpointing + pieces]
+    if asked != "yes":
+        tries.insert(0, ())
     for ways in dict.fromkeys(tries):
         step = _step_bytes(plan, counted, ways)
         fits = _goes_into(base + network + step, free)
