@@ -114,10 +114,11 @@
     // --- which fields are offered ------------------------------------------------------------------------------------
 
     let unoffered = []; // ids of fields that mean nothing on the base of the last plan
+    let folded = {}; // what fields held at the last answer; newer gradio takes those in closed folds out of the page
 
     function held(id) {
         const field = lt.find(id)?.querySelector("input, textarea, select");
-        if (!field) return "";
+        if (!field) return folded[id] ?? "";
         return field.type === "checkbox" ? String(field.checked) : field.value.trim();
     }
 
@@ -192,6 +193,7 @@
         if (answer.view === "language") return lt.languageAnswered(answer);
         if (answer.kind === "class_images") return drawn(answer);
         if (answer.form) remember(answer);
+        if (answer.held) folded = answer.held;
         if (waiting && (answer.kind === "started" || answer.kind === "faults")) {
             waiting = false;
             lt.find("lt_start")?.removeAttribute("aria-busy");

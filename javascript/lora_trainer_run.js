@@ -336,7 +336,7 @@
                 NARROW.includes(job.network) && !(plain && ACTIVE.includes(plain.state))
                     ? lt.button(t("Make it a plain LoRA…"), () => askPlain(job)) : null,
                 near ? lt.button(t("Open folder"), () => lt.openFolder(job.id)) : null),
-            plain ? el("p", { class: "lt-dim", role: "status" }, plainWords(plain)) : null);
+            ...(plain ? [el("p", { class: "lt-dim", role: "status" }, plainWords(plain))] : []));
     }
 
     // --- a plain LoRA of another kind --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("here")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What the tests of tests/host need: see the conftest there."""
-    parser.addoption("--webui", metavar="FOLDER", help="a checkout of AUTOMATIC1111's WebUI, for tests/host")
+    parser.addoption("--webui", metavar="FOLDER", help="a checkout of A1111's WebUI, or of Forge, for tests/host")
     parser.addoption("--webui-python", metavar="PYTHON", help="its Python; default: FOLDER/venv/bin/python")
 
 
@@ -43,7 +43,7 @@ def one_thread() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip, in words, what this machine cannot run; and begin with what takes longest, so that none waits for it."""
-    wanting = {"host": _no_host(config), "gpu": _no_gpu(items)}
+    wanting = {"host": _no_host(config), "forge": _no_forge(config), "gpu": _no_gpu(items)}
     for item in items:
         for marker, reason in wanting.items():
             if reason and item.get_closest_marker(marker):
@@ -52,9 +52,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _no_host(config: pytest.Config) -> str:
-    if config.getoption("--webui"):
+    if config.getoption("--webui") and not _is_forge(config):
         return ""
     return "drives a real WebUI: give its folder with --webui=FOLDER, its Python with --webui-python=PYTHON"
+
+
+def _no_forge(config: pytest.Config) -> str:
+    if _is_forge(config):
+        return ""
+    return "reads with Forge's own loader: give its folder with --webui=FOLDER, its Python with --webui-python=PYTHON"
+
+
+def _is_forge(config: pytest.Config) -> bool:
+    return (Path(config.getoption("--webui") or "") / "backend/patcher/lora.py").is_file()
 
 
 def _no_gpu(items: list[pytest.Item]) -> str:

@@ -1,8 +1,9 @@
 """Which programs read which kinds of network, by their own loaders.
 
-Sources: AUTOMATIC1111 v1.10.1, extensions-builtin/Lora/network_*.py; Forge, packages_3rdparty/comfyui_lora_collection/
-lora.py, which drops a file of more than 12 keys that it does not know; diffusers 0.42, loaders/
-lora_conversion_utils.py, whose DoRA is peft's, with lengths for outputs.
+Sources: AUTOMATIC1111 v1.10.1, extensions-builtin/Lora/network_*.py; Forge dfdcbab, packages_3rdparty/
+comfyui_lora_collection/lora.py, and extensions-builtin/sd_forge_lora/networks.py, which drops a file of more than 12
+keys that it does not know; diffusers 0.42, loaders/lora_conversion_utils.py, whose DoRA is peft's, with lengths for
+outputs. The first two are proved by tests/host.
 """
 
 from __future__ import annotations

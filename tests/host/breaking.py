@@ -8,13 +8,13 @@ from typing import Any
 
 # Where a training can be made to fail, as (module, attribute). The sample breaks where the WebUI decodes its latents:
 # deep within its own txt2img, with the LoRA merged into its weights.
-_PLACES = {
+PLACES = {
     "encode": ("lora_trainer.families.diffusion", "DiffusionBase.encode_images"),
     "forward": ("lora_trainer.families.diffusion", "DiffusionBase.predict"),
     "step": ("lora_trainer.train.diffusion_loss", "DiffusionLoss.__call__"),
     "backward": ("lora_trainer.train.optimizers", "Updater.backward"),
     "update": ("lora_trainer.train.optimizers", "Updater.update"),
-    "save": ("lora_trainer.jobs.writer", "write_lora"),
+    "save": ("lora_trainer.jobs.image_output", "write_lora"),
     "state": ("lora_trainer.jobs.writer", "write_state"),
     "announce": ("lora_trainer.hosts.a1111.loras", "announce"),
     "sample": ("modules.processing", "decode_latent_batch"),
@@ -25,7 +25,7 @@ _whole: list[tuple[Any, str, Any]] = []
 def break_engine(where: str, how: str = "error") -> None:
     """Let the engine fail from now on: by an "error" that nobody foresees, for want of memory as "cuda" or as the "cpu"
     tells it, or by answering "nan"."""
-    module, path = _PLACES[where]
+    module, path = PLACES[where]
     owner: Any = importlib.import_module(module)
     *parents, name = path.split(".")
     for parent in parents:

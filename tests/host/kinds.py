@@ -38,7 +38,7 @@ def compared(form: str, name: str) -> dict[str, dict[str, float]]:
     loan = host.lend()
     ours = _ours(host, loan, lambda base: _written(base, form, path))
     theirs = _theirs(host, loan, path)
-    return _judged(ours, theirs)
+    return judged(ours, theirs)
 
 
 def of_file(lora: str) -> dict[str, dict[str, float]]:
@@ -47,7 +47,7 @@ def of_file(lora: str) -> dict[str, dict[str, float]]:
     host = A1111()
     loan = host.lend()
     family = family_named(loan.facts.family)
-    return _judged(_ours(host, loan, lambda base: put_on(base, family, Path(lora))), _theirs(host, loan, Path(lora)))
+    return judged(_ours(host, loan, lambda base: put_on(base, family, Path(lora))), _theirs(host, loan, Path(lora)))
 
 
 def _written(base: BaseModel, form: str, path: Path) -> Any:
@@ -69,9 +69,9 @@ def _ours(host: A1111, loan: LentModel, network_on: Any) -> tuple[Answers, Answe
             found = {"text": text.context}
             if text.pooled is not None:
                 found["pooled"] = text.pooled
-            context, pooled = _conditions(base.parts["unet"])
+            context, pooled = conditions(base.parts["unet"])
             states = TextStates(context.expand(2, -1, -1), None if pooled is None else pooled.expand(2, -1))
-            return {**found, "unet": base.predict(_noisy(), TIMES, states, SIZES)}
+            return {**found, "unet": base.predict(noisy(), TIMES, states, SIZES)}
 
         bare = answers()
         network = network_on(base)
@@ -107,7 +107,7 @@ def _answers_of(model: Any) -> Answers:
     prompts = prompt_parser.SdConditioning([PROMPT], width=128, height=128)
     text = model.get_learned_conditioning(prompts)
     unet = model.model.diffusion_model
-    context, pooled = _conditions(unet)
+    context, pooled = conditions(unet)
     more = {}
     found = {"text": text}
     if isinstance(text, dict):
@@ -116,15 +116,15 @@ def _answers_of(model: Any) -> Answers:
         found = {"text": text["crossattn"], "pooled": text["vector"][:, : text["vector"].shape[1] - 6 * 256]}
         sizes = timestep_embedding(SIZES.flatten(), 256).reshape(2, -1)
         more["y"] = torch.cat([pooled.expand(2, -1), sizes], dim=1)
-    answer = unet(_noisy(), timesteps=TIMES, context=context.expand(2, -1, -1), **more)
+    answer = unet(noisy(), timesteps=TIMES, context=context.expand(2, -1, -1), **more)
     return {name: tensor.detach().clone() for name, tensor in {**found, "unet": answer}.items()}
 
 
-def _noisy() -> Tensor:
+def noisy() -> Tensor:
     return torch.randn(2, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(3))
 
 
-def _conditions(unet: nn.Module) -> tuple[Tensor, Tensor | None]:
+def conditions(unet: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Text states and, for SDXL, the pooled one, as wide as a UNet wants them: diffusers' or the checkpoint's own."""
     config = getattr(unet, "config", None)
     generator = torch.Generator().manual_seed(4)
@@ -138,7 +138,7 @@ def _conditions(unet: nn.Module) -> tuple[Tensor, Tensor | None]:
     return context, torch.randn(1, classes - 6 * 256, generator=generator) if classes else None
 
 
-def _judged(ours: tuple[Answers, Answers], theirs: tuple[Answers, Answers]) -> dict[str, dict[str, float]]:
+def judged(ours: tuple[Answers, Answers], theirs: tuple[Answers, Answers]) -> dict[str, dict[str, float]]:
     judged: dict[str, dict[str, float]] = {}
     for name, bare in ours[0].items():
         change, other = ours[1][name] - bare, theirs[1][name] - theirs[0][name]

@@ -43,7 +43,7 @@ script_callbacks.on_app_started(started)
 class Bare(WebUI):
     """A server that is up when its page is; no model needs to be loaded for it."""
 
-    def _wait_until_up(self) -> None:
+    def _wait_until_up(self, loads: bool) -> None:
         self.wait_for("/other/loaded")
 
     def notice(self) -> str:

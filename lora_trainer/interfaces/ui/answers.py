@@ -17,7 +17,7 @@ from lora_trainer.config.load import ConfigError, load
 from lora_trainer.config.presets import steps_of
 from lora_trainer.config.sweep import variants
 from lora_trainer.contracts import PlainError
-from lora_trainer.interfaces.ui.fields import elem_id, label, lends, raw_of, shown_of
+from lora_trainer.interfaces.ui.fields import elem_id, label, lends, looked_at, raw_of, shown_of
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.foresight import Foreseen
@@ -39,10 +39,10 @@ def asked(values: Mapping[str, Any], *, lent: bool = False) -> dict[str, Any]:
 def planned(registry: Registry, values: Mapping[str, Any]) -> Answer:
     """What Start would do, or the faults that keep it from it; nothing is said of a form with nothing to learn from.
 
-    "form" and "strength" go along for the browser to remember.
+    "form" and "strength" go along for the browser to remember, "held" for its rules of what it hides.
     """
     raw, strength = asked(values, lent=lends(registry.host)), values.get("strength")
-    form = {"form": raw, "strength": strength}
+    form = {"form": raw, "strength": strength, "held": looked_at(values)}
     if not _has_something_to_learn(raw):
         return {"kind": "empty"} | form
     try:

@@ -122,6 +122,15 @@ def rules(*, lent: bool) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def looked_at(values: Mapping[str, Any]) -> dict[str, str]:
+    """For the page's script: what is held by the elements that `rules` look at, of form values by path.
+
+    Newer gradio keeps a field out of the page until its fold is opened, and the script must know it all the same.
+    """
+    paths = {path for leaf in leaves() for need in needs(leaf.option, lent=True) for path in need.paths}
+    return {elem_id(path): _in_element(values[path]) for path in sorted(paths & values.keys())}
+
+
 def _in_element(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
