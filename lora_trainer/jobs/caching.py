@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
@@ -26,15 +25,18 @@ def latent_bytes(config: DataConfig, images: int, resolution: int, *, pairs: boo
 def settled_cache(
     config: DataConfig, images: int, resolution: int, *, pairs: bool = False
 ) -> tuple[DataConfig, Choice]:
-    """The options with a place for encoded images, and why it was chosen; nothing changes where one is given."""
+    """The options with a place for encoded images, and why it was chosen; nothing changes where one is given.
+
+    What is told of the memory changes only with the choice: the same plan twice is to read the same.
+    """
     size = latent_bytes(config, images, resolution, pairs=pairs)
     told = in_gigabytes(size)
     if config.cache != "auto":
         places = {"memory": f"in memory, {told}", "disk": f"on disk, {told}", "none": "encoded anew at each step"}
         return config, Choice("encoded images", places[config.cache], "asked for")
     there = room(torch.device("cpu"))
-    cache: Literal["memory", "disk"] = "memory" if there is None or size <= there.free * SHARE else "disk"
-    free = f"{in_gigabytes(there.free)} are free" if there else "how much memory is free the system does not say"
-    reason = free if cache == "memory" else f"only {free}, of which they may take a quarter"
-    where = "in memory" if cache == "memory" else "on disk"
-    return replace(config, cache=cache), Choice("encoded images", f"{where}, {told}", reason)
+    if there is None or size <= there.free * SHARE:
+        reason = "less than a quarter of what is free" if there else "how much is free the system does not say"
+        return replace(config, cache="memory"), Choice("encoded images", f"in memory, {told}", reason)
+    reason = f"only {in_gigabytes(there.free)} of memory are free, of which they may take a quarter"
+    return replace(config, cache="disk"), Choice("encoded images", f"on disk, {told}", reason)

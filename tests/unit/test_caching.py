@@ -28,11 +28,12 @@ def test_they_stay_in_memory_while_they_need_a_quarter_of_what_is_free(monkeypat
     free(monkeypatch, 4 * size)
     options, choice = settled_cache(DataConfig(), images, 512)
     assert options.cache == "memory"
-    assert (choice.value, choice.reason) == ("in memory, 62 MB", "0.2 GB are free")
+    assert (choice.value, choice.reason) == ("in memory, 62 MB", "less than a quarter of what is free")
     free(monkeypatch, 4 * size - 1)
     options, choice = settled_cache(DataConfig(), images, 512)
     assert options.cache == "disk"
-    assert (choice.value, choice.reason) == ("on disk, 62 MB", "only 0.2 GB are free, of which they may take a quarter")
+    assert choice.value == "on disk, 62 MB"
+    assert choice.reason == "only 0.2 GB of memory are free, of which they may take a quarter"
     free(monkeypatch, None)
     assert settled_cache(DataConfig(), images, 512)[0].cache == "memory"
 
