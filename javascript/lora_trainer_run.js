@@ -186,7 +186,7 @@
             name: el("h3", null), state: el("span", { class: "lt-state" }),
             bar: el("div", { class: "lt-bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100",
                 "aria-label": t("Progress") }, el("div", null)),
-            facts: {}, message: el("p", { class: "lt-message", role: "status" }),
+            facts: {}, verdict: el("p", { class: "lt-verdict lt-dim", hidden: true }), message: el("p", { class: "lt-message", role: "status" }),
             result: el("div", { class: "lt-result", hidden: true }),
             samplesPlace: el("div", { class: "lt-samples" }), lines: el("ol", { class: "lt-log", role: "log",
                 tabindex: "0", "aria-label": t("Log") }),
@@ -196,7 +196,7 @@
         made.held = el("span", { class: "lt-key lt-key-held", hidden: true }, t("held-out images"));
         const samples = el("section", { class: "lt-part" }, el("h4", null, t("Samples")), made.samplesPlace);
         parts.job.replaceChildren(
-            el("header", null, made.name, made.state), made.bar, factsOf(made), made.message, buttonsOf(made),
+            el("header", null, made.name, made.state), made.bar, factsOf(made), made.verdict, made.message, buttonsOf(made),
             made.result,
             made.sweep = el("section", { class: "lt-part lt-sweep", hidden: true }),
             el("section", { class: "lt-part" }, el("h4", null, t("Loss"), legend(made.held)), figure),
@@ -281,6 +281,15 @@
             : t("{n} s/it", { n: pace.toFixed(2) }));
         lt.say(made.facts.memory, made.memory ? t("{n} GB", { n: (made.memory / 2 ** 30).toFixed(1) }) : "–");
         lt.say(made.facts.loss, job.loss === null || job.loss === undefined ? "–" : job.loss.toPrecision(3));
+    }
+
+    // What the heaviest step took, which was tried before the first one.
+    function drawVerdict(made, event) {
+        const values = { step: lt.size(event.step + event.kept), free: event.free === null ? "" : lt.size(event.free) };
+        lt.say(made.verdict, event.free === null ? t("Measured before the first step: the largest takes {step}.", values)
+            : t("Measured before the first step: the largest takes {step}, {free} was free.", values));
+        made.verdict.classList.toggle("lt-warned", event.level === "warning");
+        made.verdict.hidden = false;
     }
 
     function messageOf(made, job, readying) {
@@ -415,6 +424,10 @@
         const steps = () => Object.values(event.rates || {});
         const acts = {
             told: () => log(made, event, event.text, event.level === "warning" ? "warning" : ""),
+            judged: () => {
+                drawVerdict(made, event);
+                log(made, event, event.text, event.level === "warning" ? "warning" : "");
+            },
             prepared: () => (made.preparing = event),
             started: () => {
                 made.begun = true;

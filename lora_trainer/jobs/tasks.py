@@ -36,6 +36,7 @@ class Training:
     pace: str  # runs that take as long a step, by `estimate.kind_of`
     resume: bool = False
     place: Place | None = None  # None: no part of a sweep
+    shape: str = ""  # runs that take as much memory, by `foresight.shape_of`
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class Training:
         return {
             "config": dump(self.config), "name": self.name, "folder": str(self.files.folder.absolute()),
             "work": str(self.files.work.absolute()), "steps": self.steps, "resolution": self.resolution,
-            "kind": self.pace, "place": self.place and [self.place.sweep, self.place.values],
+            "kind": self.pace, "shape": self.shape, "place": self.place and [self.place.sweep, self.place.values],
         }  # fmt: skip
 
 
@@ -92,4 +93,5 @@ def task_of(record: Mapping[str, Any]) -> Task:
     config = load(record["config"])
     files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
     place = Place(str(given[0]), dict(given[1])) if (given := record.get("place")) else None
-    return Training(config, files, record["steps"], record["resolution"], record["kind"], place=place)
+    return Training(config, files, record["steps"], record["resolution"], record["kind"], place=place,
+                    shape=record.get("shape", ""))  # fmt: skip

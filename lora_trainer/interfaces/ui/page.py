@@ -80,7 +80,7 @@ def _wires() -> _Wires:
     with gr.Row(elem_id="lt_wires"):
         order = unsaved(gr.Textbox(elem_id="lt_order", show_label=False))
         answer = unsaved(gr.Textbox(elem_id="lt_answer", show_label=False))
-        names = ("plan", "bring", "save", "open")
+        names = ("plan", "memory", "bring", "save", "open")
         buttons = {name: unsaved(gr.Button(name, elem_id=f"lt_do_{name}")) for name in names}
     listen(answer.change, inputs=[answer], js=_ANSWERED)
     return _Wires(order, answer, buttons)
@@ -93,6 +93,9 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
     def plan(*row: Any) -> str:
         return _sent(lambda: answers.planned(registry, form.named(row)))
 
+    def memory(*row: Any) -> str:
+        return _sent(lambda: answers.memory(registry, form.named(row)))
+
     def begin(*row: Any) -> str:
         return _sent(lambda: answers.started(registry, form.named(row)))
 
@@ -100,6 +103,7 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
         return _sent(lambda: {"kind": "yaml", "text": _as_yaml(registry, form.named(row))})
 
     listen(wires.buttons["plan"].click, plan, form.row, [wires.answer])
+    listen(wires.buttons["memory"].click, memory, form.row, [wires.answer])
     listen(start.click, begin, form.row, [wires.answer], js=_SUBMIT)
     listen(wires.buttons["save"].click, save, form.row, [wires.answer])
     listen(form.subject.input, form.preset, [form.subject], form.preset_components)
