@@ -14,6 +14,7 @@ from lora_trainer.contracts import Event, Stepped, TextBatch, Told
 from lora_trainer.data.text.dataset import TextData
 from lora_trainer.data.text.tokens import Encoded
 from lora_trainer.jobs import run as course
+from lora_trainer.train.rehearsal import Measured
 from lora_trainer.train.text_loss import TextLoss
 from tests.builders.language import text_run
 from tests.builders.runs import run_all
@@ -33,9 +34,9 @@ def test_it_is_told_before_the_first_step_and_leaves_no_trace(
     more = {"text__packing": packing, "network__dropout": 0.3}
     tried = run_all(text_run(tmp_path, output__directory=str(tmp_path / "tried" / "adapter"), **more))
 
-    def nothing(*_: Any) -> Generator[Event, None, bool]:
+    def nothing(*_: Any) -> Generator[Event, None, Measured]:
         yield from ()
-        return True
+        return Measured(0, 0, None)
 
     monkeypatch.setattr(course, "make_fit", nothing)
     untried = run_all(text_run(tmp_path, output__directory=str(tmp_path / "untried" / "adapter"), **more))
