@@ -201,27 +201,34 @@
         const act = {
             empty: () => drawPlan(nothingYet()),
             plan: () => drawPlan(plan(answer)),
+            memory: () => drawMemory(answer.memory),
             faults: () => drawPlan(faults(answer.faults)),
             refused: () => lt.notice(answer.faults.map((one) => one.text).join(" "), "bad"),
             started: () => lt.watch && lt.watch(answer.id),
-            brought: () => brought(answer.what),
+            brought: () => brought(answer.what, answer.left),
             taken: () => lt.taken && lt.taken(answer),
             yaml: () => download(answer.text),
             opened: () => lt.notice(t("Opened: {folder}", { folder: answer.folder })),
         }[answer.kind];
         if (act) act();
-        if (answer.kind === "plan") unoffered = answer.unoffered;
+        if (answer.kind === "memory") return;
+        if (answer.kind === "plan") {
+            unoffered = answer.unoffered;
+            if (!answer.memory) press("memory"); // counted in a second or two, behind what is told already
+        }
         mark(answer.kind === "faults" ? answer.faults : []);
         lt.offerFields();
     };
 
-    function brought(what) {
+    function brought(what, left) {
         const told = {
             "settings": t("The settings are in the form."),
             "lora": t("The settings of the LoRA are in the form; folder, name and base model are as they were."),
             "train on": t("The form goes on from this LoRA; press Start when it suits you."),
         }[what];
-        if (told) lt.notice(told);
+        const more = left.length ? " " + t("Left out, because they change nothing with the others: {names}.", {
+            names: left.map((one) => t(one)).join(", ") }) : "";
+        if (told) lt.notice(told + more);
         if (what === "train on") lt.find("lt_form")?.scrollIntoView({ block: "start" });
         lt.changed();
     }
@@ -265,10 +272,38 @@
         return [
             ...base(answer),
             line("told", sentence(answer)),
+            memory(answer.memory),
             ...answer.notes.map((note) => line("note", note)),
             el("details", null, el("summary", null, t("What was chosen, and why")),
                 el("div", { class: "lt-scroll" }, el("table", null, el("tbody", null, ...rows)))),
         ];
+    }
+
+    lt.size = (bytes) => (bytes < 2 ** 30 / 10 ? t("{n} MB", { n: Math.round(bytes / 2 ** 20) })
+        : t("{n} GB", { n: (bytes / 2 ** 30).toFixed(1) }));
+
+    // What memory the run will take and whether it is there; an empty line while that is counted.
+    function memory(found) {
+        if (!found) return el("p", { class: "lt-line lt-memory", hidden: true });
+        const values = { whole: lt.size(found.whole), free: found.free === null ? "" : lt.size(found.free) };
+        const needed = found.measured ? t("Memory: {whole}, as measured in the last run of this kind", values)
+            : t("Memory: about {whole} expected", values);
+        const ways = found.ways.map((way) => ({
+            checkpointing: t("gradient checkpointing (slower)"), pieces: t("batches in pieces"),
+        })[way]);
+        const verdict = found.fits === null ? "" : !found.fits
+            ? t("it will hardly fit: lower the resolution, or close what else uses the memory")
+            : ways.length ? t("it fits with {ways}, which is done by itself", { ways: ways.join(" + ") }) : t("it fits");
+        const parts = [found.base ? t("base model {size}", { size: lt.size(found.base) }) : null,
+            t("LoRA and optimizer {size}", { size: lt.size(found.network) }),
+            t("largest step {size}", { size: lt.size(found.step) })];
+        return el("p", { class: "lt-line lt-memory", data: { fits: String(found.fits) } },
+            verdict ? t("{needed}, {free} free: {verdict}.", { needed, free: values.free, verdict }) : needed + ".",
+            el("span", { class: "lt-dim" }, " " + parts.filter(Boolean).join(" · ")));
+    }
+
+    function drawMemory(found) {
+        if (found) lt.find("lt_plan")?.querySelector(".lt-memory")?.replaceWith(memory(found));
     }
 
     function sentence(answer) {

@@ -364,12 +364,24 @@ class Told:
 
 
 @dataclass(frozen=True)
+class Judged(Told):
+    """Whether the run's memory suffices, as its heaviest step has shown that was tried before the first; in bytes."""
+
+    step: int = 0  # what that step takes at its highest, above what the run holds between two steps
+    kept: int = 0  # by the optimizer, from the first step on
+    network: int = 0  # the trained weights, and their average
+    free: int | None = None  # before it; None where the device does not say
+    measures: tuple[str, ...] = ()  # what had to be done for it, by the names that a saved state knows them by
+
+
+@dataclass(frozen=True)
 class Prepared:
     """How far the work before the first step has come."""
 
     what: str  # "latents", "captions", "focal points", "masks"
     done: int
     total: int
+    unit: str = ""  # of both, where they are no number of `what`: "MB"
 
 
 @dataclass(frozen=True)
@@ -432,7 +444,7 @@ class Finished:
     text: str
 
 
-Event = Told | Prepared | Started | Stepped | Skipped | Saved | Validated | Sampled | Finished
+Event = Told | Judged | Prepared | Started | Stepped | Skipped | Saved | Validated | Sampled | Finished
 
 
 # --- the host --------------------------------------------------------------------------------------------------------

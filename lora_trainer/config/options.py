@@ -189,10 +189,12 @@ class DataConfig:
         advanced=True,
     )
     flip: bool = option(False, "Show each image mirrored half of the times; not for text or asymmetric faces.")
-    cache: Literal["memory", "disk", "none"] = option(
-        "memory",
-        "Where encoded images are kept: memory, disk (survives the run), or encode anew at each step.",
+    cache: Literal["auto", "memory", "disk", "none"] = option(
+        "auto",
+        "Where encoded images are kept: memory, disk (survives the run), or encode anew at each step; 'auto' takes the "
+        "disk where they would need more than a quarter of the memory that is free.",
         advanced=True,
+        elsewhere=("cache_latents", "cache_latents_to_disk", "latent_caching"),
     )
 
 

@@ -166,10 +166,10 @@ class DataSet:
         hidden in the data set's own folder). Raises PlainError if no image is left.
         """
         yield from self._find_focal_points()
+        mode = "memory" if self._config.cache == "auto" else self._config.cache  # whoever plans a run settles it
         cache = LatentCache(
-            self._config.cache, folder or self._folder / CACHE_FOLDER, fingerprint, encode_images,
-            flip=self._config.flip,
-        )  # fmt: skip
+            mode, folder or self._folder / CACHE_FOLDER, fingerprint, encode_images, flip=self._config.flip
+        )
         yield from cache.fill(self._pictures)
         if cache.damaged:
             yield from self.leave_out(cache.damaged, "damaged")

@@ -23,6 +23,7 @@ from lora_trainer.families.few_bits import BYTES_A_WEIGHT, Bits
 from lora_trainer.families.ldm_names import UNET_PREFIX
 from lora_trainer.families.registry import family_named, lend_file
 from lora_trainer.jobs import method, sliding
+from lora_trainer.jobs.caching import settled_cache
 from lora_trainer.jobs.checkup import summary
 from lora_trainer.jobs.data_choices import class_scan, class_warnings, data_choices, unused_masks
 from lora_trainer.jobs.fits import check_fits
@@ -57,6 +58,7 @@ class Plan(RunPlan):
     held_out: DataSet | None  # what is measured on and not trained on
     resolution: int  # pixels
     clip_skip: int
+    cache: str  # where encoded images are kept
 
     @property
     def samples_per_epoch(self) -> int:
@@ -87,7 +89,7 @@ class Plan(RunPlan):
 
     @property
     def pace_key(self) -> str:
-        return f"{self.family.name} {self.resolution}px {self.config.data.cache} {self.config.model.quantize}"
+        return f"{self.family.name} {self.resolution}px {self.cache} {self.config.model.quantize}"
 
     @property
     def data_told(self) -> str:
@@ -157,12 +159,14 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     seed = config.train.seed if config.train.seed is not None else secrets.randbelow(2**31)
     of_class = class_scan(config.data, found)
     trained, kept_back = hold_out(config, found)
-    data = DrawnSet(trained, config.data, resolution=resolution, seed=seed) if draws else DataSet(
-        trained, config.data, resolution=resolution, seed=seed, class_word=method.class_word(config),
+    count = len(found.items) + (len(of_class.items) if of_class else 0)
+    options, cache_choice = settled_cache(config.data, count, resolution, pairs=bool(config.slider.opposite))
+    data = DrawnSet(trained, options, resolution=resolution, seed=seed) if draws else DataSet(
+        trained, options, resolution=resolution, seed=seed, class_word=method.class_word(config),
         class_scan=of_class,
     )  # fmt: skip
     others = sliding.opposite_of(config, trained)
-    pairs = Pairs(data, others, config.data, resolution=resolution, seed=seed) if others else None
+    pairs = Pairs(data, others, options, resolution=resolution, seed=seed) if others else None
     files, file_choice = result_files(config, host, resume)
     dtype, dtype_choice = precision_for(config.train.mixed_precision, device) if lent.owned else _lent_dtype(lent)
     clip_skip = config.model.clip_skip or family.defaults.clip_skip
@@ -173,7 +177,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     rates, rate_choice = _rates(config, family)
     method.check_optimizer(config, rates, device)
     steps, step_choice = _steps(config, data, processes)
-    held_out = measured_on(config, kept_back, resolution) if kept_back else None
+    held_out = measured_on(options, kept_back, resolution) if kept_back else None
     validate_every = look_interval(config, steps) if held_out else 0
     save_every, save_choice = save_interval(config, steps)
     alpha = config.network.alpha if config.network.alpha is not None else config.network.rank / 2
@@ -185,6 +189,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
         Choice("resolution", f"{resolution} px", "" if config.data.resolution else f"what {family.title} was made for"),
         Choice("buckets", data.bucket_table(), ""),
         *data_choices(config.data, data),
+        *([] if draws else [cache_choice]),
         step_choice,
         Choice("batch", _batch(config, processes), ""),
         _network(config, alpha),
@@ -201,6 +206,7 @@ def plan_images(config: RunConfig, host: Host, *, resume: bool, processes: int, 
     )
     return Plan(
         config=config, family=family, lent=lent, scan=found, data=data, pairs=pairs, held_out=held_out, files=files,
+        cache=options.cache,
         device=device, dtype=dtype, processes=processes, seed=seed, resolution=resolution,
         clip_skip=clip_skip,
         alpha=alpha, rates=rates, steps=steps, save_every=save_every, validate_every=validate_every,

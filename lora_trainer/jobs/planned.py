@@ -103,6 +103,11 @@ class RunPlan(ABC):
 
     @property
     @abstractmethod
+    def heaviest_told(self) -> str:
+        """What takes most memory at once, in words."""
+
+    @property
+    @abstractmethod
     def pace_key(self) -> str:
         """What decides the seconds of a step, besides what every run has."""
 

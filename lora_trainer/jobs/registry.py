@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 from lora_trainer.config.load import load
 from lora_trainer.config.options import RunConfig
 from lora_trainer.config.sweep import variants
-from lora_trainer.contracts import Event, Finished, Host, PlainError, Told
+from lora_trainer.contracts import Event, Finished, Host, Judged, PlainError, Told
 from lora_trainer.jobs.estimate import Paces, kind_of
 from lora_trainer.jobs.faults import note_trace, unforeseen, with_saved
 from lora_trainer.jobs.files import RunFiles
+from lora_trainer.jobs.foresight import Foreseen, Foresight, shape_of
 from lora_trainer.jobs.job import Job, WrongMoment
 from lora_trainer.jobs.limits import check_allowed, load_allowed
 from lora_trainer.jobs.records import Records
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # importing the engine costs seconds, which the host's start 
     from lora_trainer.captioners.registry import Listed
     from lora_trainer.jobs.checkup import Report
     from lora_trainer.jobs.data_sets import DataSets
+    from lora_trainer.jobs.plan import Plan
     from lora_trainer.jobs.planned import RunPlan
 
 REMEMBERED = 50  # jobs that are over
@@ -47,6 +49,7 @@ class Registry:
         self._host = host
         self._records = Records((host.paths().runs or Path("output")) / "jobs")
         self._paces = Paces(self._records)
+        self._foresight = Foresight(self._records)
         self._jobs: dict[str, Job] = {}  # oldest first
         self._queue: deque[Job] = deque()
         self._worker: threading.Thread | None = None
@@ -108,6 +111,10 @@ class Registry:
         pace = self._paces.seconds_per_step(kind_of(plan))
         return None if pace is None else pace * plan.steps
 
+    def memory(self, plan: Plan, *, count: bool) -> Foreseen | None:
+        """What memory the run will take; without `count` only where that is known already."""
+        return self._foresight.foresee(plan) if count else self._foresight.known(plan)
+
     def submit(self, raw: Mapping[str, Any], *, resume: bool = False, by_page: bool = False) -> Job:
         """Queue a run; with `resume` it goes on from the newest state found where it writes.
 
@@ -165,6 +172,19 @@ class Registry:
         from lora_trainer.jobs.asking import answers_chore
 
         return self.add(answers_chore(raw, self._host, by_page=by_page), raw)
+
+    def fetch_model(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Job:
+        """Queue the fetching of the language model `raw["base"]`. Raises PlainError. `by_page` as in
+        `limits.load_allowed`."""
+        from lora_trainer.jobs.fetching import fetching_chore
+
+        return self.add(fetching_chore(raw, self._host, by_page=by_page), raw)
+
+    def to_fetch(self, base: str) -> str:
+        """The name of a language model that is not here and may be on the hub; empty for any other."""
+        from lora_trainer.families.language.place import to_fetch
+
+        return to_fetch(base, self._host.paths().checkpoints)
 
     def captioners(self) -> list[Listed]:
         """Every captioner that can be named, and whether it is here."""
@@ -259,7 +279,8 @@ class Registry:
             if files == plan.files:
                 config = _named(config, files.name, files.folder if asked.folder != files.folder else None)
             notes.append(f"The result goes to {files.lora}, because the name {asked.name} is taken.")
-        return Training(config, files, plan.steps, plan.summary().get("resolution", 0), kind_of(plan), resume), notes
+        resolution = plan.summary().get("resolution", 0)
+        return Training(config, files, plan.steps, resolution, kind_of(plan), resume, shape=shape_of(plan)), notes
 
     def _writing(self, files: RunFiles) -> bool:
         return any(job.training.files.lora == files.lora for job in self.jobs() if job.training and not job.ended)
@@ -306,6 +327,8 @@ class Registry:
                         finished = event
                     else:
                         job.take(event)
+                        if isinstance(event, Judged) and job.training:
+                            self._foresight.learn(job.training.shape, event)
         except PlainError as error:
             return Finished("failed", job.step, self._newest(job), with_saved(job, str(error)))
         except (Exception, SystemExit) as error:

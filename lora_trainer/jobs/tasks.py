@@ -12,8 +12,8 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
 from lora_trainer.jobs.files import RunFiles, files_at
 
-Kind = Literal["training", "captions", "class_images", "answers", "plain"]
-ChoreKind = Literal["captions", "class_images", "answers", "plain"]
+Kind = Literal["training", "captions", "class_images", "answers", "plain", "model"]
+ChoreKind = Literal["captions", "class_images", "answers", "plain", "model"]
 CHORES: tuple[ChoreKind, ...] = get_args(ChoreKind)
 
 
@@ -36,6 +36,7 @@ class Training:
     pace: str  # runs that take as long a step, by `estimate.kind_of`
     resume: bool = False
     place: Place | None = None  # None: no part of a sweep
+    shape: str = ""  # runs that take as much memory, by `foresight.shape_of`
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class Training:
         return {
             "config": dump(self.config), "name": self.name, "folder": str(self.files.folder.absolute()),
             "work": str(self.files.work.absolute()), "steps": self.steps, "resolution": self.resolution,
-            "kind": self.pace, "place": self.place and [self.place.sweep, self.place.values],
+            "kind": self.pace, "shape": self.shape, "place": self.place and [self.place.sweep, self.place.values],
         }  # fmt: skip
 
 
@@ -68,7 +69,7 @@ class Chore:
 
     kind: ChoreKind
     name: str  # to be shown; such as that of the folder
-    steps: int  # images; of "plain" modules
+    steps: int  # images; of "plain" modules, of "model" MB as it is told
     start: Callable[[Host, Control], Iterator[Event]] | None = None  # None: of an earlier server
     trigger: str = ""
 
@@ -92,4 +93,5 @@ def task_of(record: Mapping[str, Any]) -> Task:
     config = load(record["config"])
     files = files_at(Path(record["folder"]), record["name"], Path(record["work"]), config.task)
     place = Place(str(given[0]), dict(given[1])) if (given := record.get("place")) else None
-    return Training(config, files, record["steps"], record["resolution"], record["kind"], place=place)
+    return Training(config, files, record["steps"], record["resolution"], record["kind"], place=place,
+                    shape=record.get("shape", ""))  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
-from lora_trainer.config.options import RunConfig
+from lora_trainer.config.options import DataConfig, RunConfig
 from lora_trainer.contracts import PlainError
 from lora_trainer.data.dataset import DataSet
 from lora_trainer.data.scan import Scan, scan
@@ -53,11 +53,11 @@ def hold_out(config: RunConfig, found: Scan) -> tuple[Scan, Scan | None]:
     return replace(found, items=trained), replace(found, items=kept)
 
 
-def measured_on(config: RunConfig, kept: Scan, resolution: int) -> DataSet:
+def measured_on(options: DataConfig, kept: Scan, resolution: int) -> DataSet:
     """These images one by one, each as it is and with its whole caption."""
     plain = replace(
-        config.data, batch_size=1, repeats=1, flip=False, shuffle_captions=False, caption_dropout=0.0,
-        cache="memory" if config.data.cache == "none" else config.data.cache,
+        options, batch_size=1, repeats=1, flip=False, shuffle_captions=False, caption_dropout=0.0,
+        cache="memory" if options.cache == "none" else options.cache,
     )  # fmt: skip
     once = replace(kept, items=tuple(replace(item, repeats=1) for item in kept.items))
     return DataSet(once, plain, resolution=resolution, seed=SEED)

@@ -31,6 +31,7 @@ class OptimizerKind(NamedTuple):
     build: Callable[[Any, Groups, float, OptimizerConfig], torch.optim.Optimizer]  # module, groups, weight decay
     rates: tuple[float, float]  # peak learning rates of a LoRA that make sense with it
     advice: str  # where the rate lies outside, as the end of a sentence
+    keeps: float  # float32 numbers for each trained one, about, at the usual ranks
     nearest: tuple[str, ...] = ()  # kinds that come closest to it, best first
     remembers: tuple[str, ...] = ()  # what it keeps in its groups besides its moments
     averages: bool = False  # shows other weights than those it trains; has no schedule
@@ -73,31 +74,31 @@ def _plain(name: str) -> Callable[[Any, Groups, float, OptimizerConfig], torch.o
 
 _BIGGER = "the usual rates are 1e-5 to 1e-3"
 _LISTED = (
-    OptimizerKind("adamw", "AdamW", "torch.optim", "torch", _adamw, (1e-6, 5e-3), _BIGGER),
+    OptimizerKind("adamw", "AdamW", "torch.optim", "torch", _adamw, (1e-6, 5e-3), _BIGGER, 2),
     OptimizerKind(
-        "adamw8bit", "AdamW8bit", "bitsandbytes.optim", "bitsandbytes", _plain("AdamW8bit"), (1e-6, 5e-3), _BIGGER,
+        "adamw8bit", "AdamW8bit", "bitsandbytes.optim", "bitsandbytes", _plain("AdamW8bit"), (1e-6, 5e-3), _BIGGER, 0.5,
         nearest=("adafactor", "adamw"),
     ),
     OptimizerKind(
-        "adafactor", "Adafactor", "transformers.optimization", "transformers", _adafactor, (1e-6, 5e-3), _BIGGER,
+        "adafactor", "Adafactor", "transformers.optimization", "transformers", _adafactor, (1e-6, 5e-3), _BIGGER, 0.1,
         nearest=("adamw",),
     ),
     OptimizerKind(
         "lion", "Lion", "lion_pytorch", "lion-pytorch", _plain("Lion"), (1e-7, 2e-4),
-        "it wants a third to a tenth of AdamW's, 1e-5 to 3e-5", nearest=("adamw",),
+        "it wants a third to a tenth of AdamW's, 1e-5 to 3e-5", 1, nearest=("adamw",),
     ),  # Chen et al. 2023, arXiv 2302.06675, section 5
     OptimizerKind(
         "prodigy", "Prodigy", "prodigyopt", "prodigyopt", _prodigy, (0.1, 10.0),
-        "it finds the rate by itself and multiplies it by this, so set it to 1", nearest=("schedule_free", "adamw"),
+        "it finds the rate by itself and multiplies it by this, so set it to 1", 4, nearest=("schedule_free", "adamw"),
         remembers=("d", "d_max", "d_numerator", "d_denom", "d_hat", "k"), one_rate=True,
     ),
     OptimizerKind(
         "schedule_free", "AdamWScheduleFree", "schedulefree", "schedulefree", _schedule_free, (1e-5, 2e-2),
-        "it wants one to ten times AdamW's, 1e-4 to 1e-3", nearest=("adamw",),
+        "it wants one to ten times AdamW's, 1e-4 to 1e-3", 2, nearest=("adamw",),
         remembers=("k", "lr_max", "weight_sum", "scheduled_lr", "train_mode"), averages=True,
     ),  # facebookresearch/schedule_free, README
     OptimizerKind(
-        "came", "CAME", "came_pytorch", "came-pytorch", _plain("CAME"), (1e-6, 2e-3), _BIGGER,
+        "came", "CAME", "came_pytorch", "came-pytorch", _plain("CAME"), (1e-6, 2e-3), _BIGGER, 1.2,
         nearest=("adafactor", "adamw"),
     ),
 )  # fmt: skip

@@ -98,6 +98,11 @@ class Updater:
         """Whether the weights to be used are others than those that are trained."""
         return self.average is not None or self._kind.averages
 
+    @property
+    def held(self) -> int:
+        """Bytes of the trained weights and their average."""
+        return sum(p.nbytes for p in self.parameters) + (self.average.bytes if self.average else 0)
+
     def zero(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from lora_trainer.contracts import Control, Event, PlainError, Told
+from lora_trainer.contracts import Control, Event, Judged, PlainError
 from lora_trainer.train.ladder import Ladder
 from lora_trainer.train.memory import Room, in_gigabytes, is_out_of_memory, let_go, room, watched
 from lora_trainer.train.optimizers import Updater
@@ -19,7 +19,7 @@ from lora_trainer.train.turns import Exclusive, in_turn
 
 # A run may take more than its heaviest step by itself: after some thousand steps of changing sizes the allocator's
 # pieces lie less well. torch's own notes on fragmentation (docs, "CUDA semantics") give no number; a tenth is ours.
-_MARGIN = 1.1
+MARGIN = 1.1
 
 
 class Measured(NamedTuple):
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether it goes into what was free. Without a word from the device: it did, when it was measured."""
-        return self.room is None or self.whole * _MARGIN <= self.room.free
+        return self.room is None or self.whole * MARGIN <= self.room.free
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,30 @@ def make_fit(
             f"The memory does not suffice: the largest step ({rehearsal.what}) needs more than there is on "
             f"{rehearsal.processes.device}, whatever is done to save some; set {smaller}, or close what else uses it."
         )
-    yield _verdict(rehearsal.what, first or measured, measured, taken, ladder, smaller)
+    yield _verdict(rehearsal, first or measured, measured, taken, ladder, smaller)
     return True
 
 
-def _verdict(what: str, first: Measured, last: Measured, taken: list[str], ladder: Ladder, smaller: str) -> Told:
+def _verdict(
+    rehearsal: Rehearsal, first: Measured, last: Measured, taken: list[str], ladder: Ladder, smaller: str
+) -> Judged:
+    """The last measurement in words, and what was done since the first."""
+    what, network = rehearsal.what, rehearsal.updater.held
+
+    def judged(text: str, level: Literal["info", "warning"] = "info") -> Judged:
+        free = last.room.free if last.room else None
+        taken_all = tuple(ladder.taken)
+        return Judged(text, level, last.step, last.kept, network, free, taken_all)
+
     free = f"{in_gigabytes(last.room.free)} are free" if last.room else "how much is free this device does not say"
     if not taken and last.fits:
-        return Told(f"Memory: the largest step ({what}) takes {in_gigabytes(last.whole)}, and {free}: it fits.")
+        return judged(f"Memory: the largest step ({what}) takes {in_gigabytes(last.whole)}, and {free}: it fits.")
     done = f" Therefore {'; '.join(taken)}.{ladder.next_time()}" if taken else ""
     before = "more than there is" if first is last else in_gigabytes(first.whole)
     now = f"Memory: the largest step ({what}) takes {in_gigabytes(last.whole)}"
     if last.fits:
-        return Told(f"{now} where it took {before}, and {free}.{done}")
-    return Told(
+        return judged(f"{now} where it took {before}, and {free}.{done}")
+    return judged(
         f"{now}, and {free}: it went through when it was tried, but it may be slow, or not go through later.{done} "
         f"To be sure, set {smaller}.", "warning",
     )  # fmt: skip

@@ -78,10 +78,11 @@ def test_a_job_from_its_submission_to_its_file(tmp_path, client):
 
     told = client.get(f"/jobs/{id}/events?after=0")
     kinds = [event["kind"] for event in told["events"]]
-    assert set(kinds) == {"told", "prepared", "started", "stepped", "saved", "sampled", "finished"}
-    *advised, memory = [event["text"] for event in told["events"] if event["kind"] == "told"]
-    assert advised == advice(small_run(tmp_path))
-    assert memory.startswith("Memory: the largest step (64 x 64 px, batch of 1) takes ")
+    assert set(kinds) == {"told", "judged", "prepared", "started", "stepped", "saved", "sampled", "finished"}
+    assert [event["text"] for event in told["events"] if event["kind"] == "told"] == advice(small_run(tmp_path))
+    (memory,) = [event for event in told["events"] if event["kind"] == "judged"]
+    assert memory["step"] > 0 < memory["network"]
+    assert memory["text"].startswith("Memory: the largest step (64 x 64 px, batch of 1) takes ")
     assert (kinds[-1], told["state"]) == ("finished", "done")
     assert told["last"] == told["events"][-1]["n"]
     middle = told["events"][5]["n"]

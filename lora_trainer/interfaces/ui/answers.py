@@ -20,6 +20,7 @@ from lora_trainer.contracts import PlainError
 from lora_trainer.interfaces.ui.fields import elem_id, label, lends, looked_at, raw_of, shown_of
 
 if TYPE_CHECKING:
+    from lora_trainer.jobs.foresight import Foreseen
     from lora_trainer.jobs.plan import Plan
     from lora_trainer.jobs.planned import RunPlan
     from lora_trainer.jobs.registry import Registry
@@ -110,6 +111,7 @@ def told(registry: Registry, plan: Plan) -> Answer:
         "steps": plan.steps,
         "epochs": plan.epochs,
         "seconds": registry.seconds(plan),
+        "memory": _foreseen(registry.memory(plan, count=False)),
         "base": plan.lent.name,
         "family": plan.family.title,
         "prediction": decided.get("prediction", plan.lent.facts.prediction),
@@ -117,6 +119,18 @@ def told(registry: Registry, plan: Plan) -> Answer:
         "choices": [choice._asdict() for choice in plan.choices],
         "unoffered": [elem_id(path) for path in unoffered(plan.family, plan.lent)],
     }
+
+
+def memory(registry: Registry, values: Mapping[str, Any]) -> Answer:
+    """What memory the run will take, counted if need be; null where that cannot be told. Of a sweep its first run's."""
+    raw, strength = asked(values, lent=lends(registry.host)), values.get("strength")
+    first = next((variant.raw for variant in variants(raw)), raw)
+    plan, _ = with_strength(registry, first, strength)
+    return {"kind": "memory", "memory": _foreseen(registry.memory(plan, count=True))}
+
+
+def _foreseen(found: Foreseen | None) -> Answer | None:
+    return found._asdict() | {"whole": found.whole} if found else None
 
 
 def _together(plans: list[Answer]) -> Answer:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
+from lora_trainer.config.leaves import leaves
 from lora_trainer.config.load import dump_yaml, load
 from lora_trainer.config.sweep import apart
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.api.forms import taken_form
 from lora_trainer.interfaces.ui import answers, language, workshop
-from lora_trainer.interfaces.ui.fields import folds, lends, rules, unsaved
+from lora_trainer.interfaces.ui.fields import folds, label, lends, rules, unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
 from lora_trainer.interfaces.ui.form import Form, build, build_advanced
 from lora_trainer.interfaces.ui.sources import brought
@@ -79,7 +80,7 @@ def _wires() -> _Wires:
     with gr.Row(elem_id="lt_wires"):
         order = unsaved(gr.Textbox(elem_id="lt_order", show_label=False))
         answer = unsaved(gr.Textbox(elem_id="lt_answer", show_label=False))
-        names = ("plan", "bring", "save", "open")
+        names = ("plan", "memory", "bring", "save", "open")
         buttons = {name: unsaved(gr.Button(name, elem_id=f"lt_do_{name}")) for name in names}
     listen(answer.change, inputs=[answer], js=_ANSWERED)
     return _Wires(order, answer, buttons)
@@ -92,6 +93,9 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
     def plan(*row: Any) -> str:
         return _sent(lambda: answers.planned(registry, form.named(row)))
 
+    def memory(*row: Any) -> str:
+        return _sent(lambda: answers.memory(registry, form.named(row)))
+
     def begin(*row: Any) -> str:
         return _sent(lambda: answers.started(registry, form.named(row)))
 
@@ -99,6 +103,7 @@ def _wire_form(form: Form, wires: _Wires, start: Any, registry: Registry) -> Non
         return _sent(lambda: {"kind": "yaml", "text": _as_yaml(registry, form.named(row))})
 
     listen(wires.buttons["plan"].click, plan, form.row, [wires.answer])
+    listen(wires.buttons["memory"].click, memory, form.row, [wires.answer])
     listen(start.click, begin, form.row, [wires.answer], js=_SUBMIT)
     listen(wires.buttons["save"].click, save, form.row, [wires.answer])
     listen(form.subject.input, form.preset, [form.subject], form.preset_components)
@@ -117,7 +122,8 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
         except PlainError as error:
             return [answers.stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
         filled = form.filled(found.config, found.strength, found.lists)
-        return [answers.stamped({"kind": "brought", "what": found.note}), *filled]
+        left = [label(leaf) for leaf in leaves() if leaf.path in found.left]
+        return [answers.stamped({"kind": "brought", "what": found.note, "left": left}), *filled]
 
     def dropped(files: Sequence[Any] | None, folder: str) -> list[Any]:
         if not files:
