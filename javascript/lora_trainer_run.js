@@ -299,7 +299,7 @@
             return t("Preparing {what}: {done} of {total}", {
                 what: known[what] || what, done, total: unit ? total + " " + unit : total });
         }
-        return t(job.message);
+        return lt.told(job.message);
     }
 
     // --- afterwards --------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@
     function plainWords(plain) {
         return plain.state === "running" && plain.step
             ? t("Plain LoRA: {done} of {total} layers", { done: plain.step, total: plain.total_steps })
-            : t("Plain LoRA: {what}", { what: t(plain.message) });
+            : t("Plain LoRA: {what}", { what: lt.told(plain.message) });
     }
 
     function askPlain(job) {
