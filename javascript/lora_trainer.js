@@ -205,7 +205,7 @@
             faults: () => drawPlan(faults(answer.faults)),
             refused: () => lt.notice(answer.faults.map((one) => one.text).join(" "), "bad"),
             started: () => lt.watch && lt.watch(answer.id),
-            brought: () => brought(answer.what),
+            brought: () => brought(answer.what, answer.left),
             taken: () => lt.taken && lt.taken(answer),
             yaml: () => download(answer.text),
             opened: () => lt.notice(t("Opened: {folder}", { folder: answer.folder })),
@@ -220,13 +220,15 @@
         lt.offerFields();
     };
 
-    function brought(what) {
+    function brought(what, left) {
         const told = {
             "settings": t("The settings are in the form."),
             "lora": t("The settings of the LoRA are in the form; folder, name and base model are as they were."),
             "train on": t("The form goes on from this LoRA; press Start when it suits you."),
         }[what];
-        if (told) lt.notice(told);
+        const more = left.length ? " " + t("Left out, because they change nothing with the others: {names}.", {
+            names: left.map((one) => t(one)).join(", ") }) : "";
+        if (told) lt.notice(told + more);
         if (what === "train on") lt.find("lt_form")?.scrollIntoView({ block: "start" });
         lt.changed();
     }

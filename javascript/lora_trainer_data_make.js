@@ -150,7 +150,7 @@
             if (first && !ACTIVE.includes(job.state)) told.add(job.id);
             if (!ACTIVE.includes(job.state) && !told.has(job.id)) {
                 told.add(job.id);
-                lt.notice(t(job.message || job.state), job.state === "failed" ? "bad" : "");
+                lt.notice(lt.told(job.message || job.state), job.state === "failed" ? "bad" : "");
                 if (data.set) data.soon();
             }
         }

@@ -65,7 +65,10 @@
         if (answer.kind === "faults" && answer.did === "ask") return tell(answer.faults.map((one) => line("fault", one.text)));
         if (answer.kind === "plan") plan = answer;
         if (answer.kind === "empty") plan = null;
-        draw({ plan: () => planned(answer), empty: nothingYet, faults: () => faults(answer.faults) }[answer.kind]());
+        if (answer.kind === "absent") plan = null;
+        if (answer.kind === "fetching") return watchFetching(answer.id);
+        draw({ plan: () => planned(answer), empty: nothingYet, absent: () => absent(answer.base),
+            faults: () => faults(answer.faults) }[answer.kind]());
     };
 
     function faults(found) {
@@ -76,6 +79,34 @@
     }
 
     const nothingYet = () => [line("hint", t("Name the model's folder and the folder with your texts, and it is told here what will happen."))];
+
+    // --- a model that is not here yet --------------------------------------------------------------------------------
+
+    const absent = (base) => [
+        line("note", t("There is no folder {base} on this machine. If it is a model of the Hugging Face hub, it can be fetched.", { base })),
+        el("div", { class: "lt-buttons" }, lt.button(t("Fetch it from the hub"), () => give({ do: "fetch" }))),
+    ];
+
+    async function watchFetching(id) {
+        const at = "jobs/" + encodeURIComponent(id);
+        const said = line("told", t("Waiting for its turn…"));
+        const bar = el("progress", { class: "lt-fetching", max: 1, "aria-label": t("Fetching the model") });
+        const stop = lt.button(t("Stop"), () => lt.ask(at + "/stop", "POST", {}).catch(() => null));
+        draw([said, bar, el("div", { class: "lt-buttons" }, stop)]);
+        try {
+            for (;;) {
+                const job = await lt.ask(at);
+                if (!said.isConnected) return; // something else was asked of the form meanwhile
+                lt.say(said, t(job.message));
+                if (job.total_steps) bar.value = job.step / job.total_steps;
+                if (job.state === "done") return lt.languageChanged();
+                if (!["queued", "running"].includes(job.state)) return draw([line("fault", job.message), ...absent(typed("model_base"))]);
+                await new Promise((done) => setTimeout(done, LOOK));
+            }
+        } catch (error) {
+            draw([line("fault", (error.faults || [t("The server does not answer.")]).join(" "))]);
+        }
+    }
 
     function planned(answer) {
         const told = [
@@ -122,8 +153,8 @@
         };
         return el("section", { class: "lt-try", "aria-label": t("Try it") },
             el("h3", null, t("Try it")), named(t("Question"), box.prompt),
+            named(t("Adapter's folder"), box.adapter),
             el("div", { class: "lt-fields" },
-                named(t("Adapter's folder"), box.adapter),
                 named(t("Longest answer (tokens)"), box.tokens),
                 named(t("Freedom"), box.temperature, t("0 always takes the likeliest word."))),
             el("div", { class: "lt-buttons" }, lt.button(t("Ask without and with the adapter"), question)),
@@ -143,14 +174,19 @@
     async function newest() {
         try {
             const { jobs } = await lt.ask("jobs");
-            const last = jobs.find((job) => job.kind === "training" && job.files.length
-                && !job.files.some((file) => file.endsWith(".safetensors")));
-            return last ? last.files[last.files.length - 1] : "";
+            return jobs.map(lt.adapterOf).find(Boolean) || "";
         } catch (error) {
             lt.notice((error.faults || [t("The server does not answer.")]).join(" "), "bad");
             return null;
         }
     }
+
+    // A finished training leads here.
+    lt.tryAdapter = function (folder) {
+        lt.go("language");
+        box.adapter.value = folder;
+        box.prompt.focus();
+    };
 
     async function watchAnswers(id) {
         tell([line("hint", t("Waiting for its turn…"))]);

@@ -96,7 +96,8 @@
         written = files;
     }
 
-    // Captions and class images are watched where they are made for, in the view of the data set.
+    // What is no training is watched where it was asked for.
+    const VIEW_OF = { captions: "data", class_images: "data", answers: "language", model: "language" };
     const isTraining = (job) => (job.kind || "training") === "training";
 
     // The job to show: the chosen one, else the one that runs, else the newest.
@@ -293,12 +294,12 @@
 
     function messageOf(made, job, readying) {
         if (readying && job.state === "running") {
-            const { what, done, total } = made.preparing;
-            const known = { latents: t("images"), captions: t("captions"), pictures: t("images"),
-                "captioner, in MB": t("captioner, in MB") };
-            return t("Preparing {what}: {done} of {total}", { what: known[what] || what, done, total });
+            const { what, done, total, unit } = made.preparing;
+            const known = { latents: t("images"), captions: t("captions"), pictures: t("images") };
+            return t("Preparing {what}: {done} of {total}", {
+                what: known[what] || what, done, total: unit ? total + " " + unit : total });
         }
-        return t(job.message);
+        return lt.told(job.message);
     }
 
     // --- afterwards --------------------------------------------------------------------------------------------------
@@ -310,6 +311,12 @@
         return [words.filter(Boolean).join(", "), "<lora:" + job.lora + ":0.8>"].filter(Boolean).join(" ");
     }
 
+    // The folder of the adapter that a training of a language model wrote; empty for any other job.
+    lt.adapterOf = (job) => {
+        const files = isTraining(job) ? job.files : [];
+        return files.some((file) => file.endsWith(".safetensors")) ? "" : files[files.length - 1] || "";
+    };
+
     function drawResult(made, job) {
         const ready = job.lora && (job.state === "done" || job.state === "stopped");
         made.result.hidden = !ready;
@@ -317,23 +324,25 @@
             made.shownResult = null;
             return;
         }
-        const text = promptOf(job);
+        const adapter = lt.adapterOf(job);
+        const text = adapter || promptOf(job);
         const plain = jobs.find((one) => one.kind === "plain" && one.name === job.lora) || null;
         const shown = JSON.stringify([text, job.state, plain && [plain.state, plain.step, plain.message]]);
         if (made.shownResult === shown) return;
         made.shownResult = shown;
         const inWebui = Boolean(lt.find("txt2img_prompt"));
         const near = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-        const line = el("input", { type: "text", readonly: true, value: text, "aria-label": t("Prompt with the LoRA") });
+        const line = el("input", { type: "text", readonly: true, value: text, "aria-label": adapter ? t("Adapter's folder") : t("Prompt with the LoRA") });
         line.addEventListener("focus", () => line.select());
         made.result.replaceChildren(
             el("p", { class: "lt-title" }, job.state === "done" ? t("{name} is ready", { name: job.lora })
                 : t("{name} as it was when it was stopped", { name: job.lora })),
             el("div", { class: "lt-copy" }, line, lt.button(t("Copy"), () => copy(line))),
             el("div", { class: "lt-buttons" },
-                inWebui ? lt.button(t("Try it"), () => tryIt(job), { class: "lt-button lt-primary" }) : null,
-                lt.button(t("Train on"), () => lt.bring({ from: "job", id: job.id })),
-                NARROW.includes(job.network) && !(plain && ACTIVE.includes(plain.state))
+                adapter ? lt.button(t("Try it"), () => lt.tryAdapter(adapter), { class: "lt-button lt-primary" })
+                    : inWebui ? lt.button(t("Try it"), () => tryIt(job), { class: "lt-button lt-primary" }) : null,
+                adapter ? null : lt.button(t("Train on"), () => lt.bring({ from: "job", id: job.id })),
+                !adapter && NARROW.includes(job.network) && !(plain && ACTIVE.includes(plain.state))
                     ? lt.button(t("Make it a plain LoRA…"), () => askPlain(job)) : null,
                 near ? lt.button(t("Open folder"), () => lt.openFolder(job.id)) : null),
             ...(plain ? [el("p", { class: "lt-dim", role: "status" }, plainWords(plain))] : []));
@@ -346,7 +355,7 @@
     function plainWords(plain) {
         return plain.state === "running" && plain.step
             ? t("Plain LoRA: {done} of {total} layers", { done: plain.step, total: plain.total_steps })
-            : t("Plain LoRA: {what}", { what: t(plain.message) });
+            : t("Plain LoRA: {what}", { what: lt.told(plain.message) });
     }
 
     function askPlain(job) {
@@ -550,17 +559,17 @@
 
     function nameOf(job) {
         const made = { captions: t("Captions"), class_images: t("Class images"), answers: t("Answers"),
-            plain: t("Plain LoRA") }[job.kind];
+            plain: t("Plain LoRA"), model: t("Language model") }[job.kind];
         return made ? made + ": " + job.name : job.name;
     }
 
     function itemOf(job, isShown) {
         const state = el("span", { class: "lt-state", data: { state: job.state } }, stateWord(job.state));
-        const steps = job.total_steps ? job.step + " / " + job.total_steps : "";
+        const steps = job.total_steps ? job.step + " / " + job.total_steps + (job.kind === "model" ? " MB" : "") : "";
         return el("li", { class: isShown ? "lt-shown" : null },
             el("button", {
                 type: "button", class: "lt-pick", "aria-current": isShown ? "true" : null, data: { of: "pick" + job.id },
-                on: { click: () => (isTraining(job) ? lt.watch(job.id) : job.kind === "plain" ? null : lt.go("data")) },
+                on: { click: () => (isTraining(job) ? lt.watch(job.id) : VIEW_OF[job.kind] && lt.go(VIEW_OF[job.kind])) },
             }, el("span", { class: "lt-name" }, nameOf(job)), el("span", { class: "lt-dim" }, steps), state),
             job.state === "queued"
                 ? lt.button(t("Remove"), () => order(job, "stop"), { data: { of: "stop" + job.id } }) : null,

@@ -381,6 +381,7 @@ class Prepared:
     what: str  # "latents", "captions", "focal points", "masks"
     done: int
     total: int
+    unit: str = ""  # of both, where they are no number of `what`: "MB"
 
 
 @dataclass(frozen=True)

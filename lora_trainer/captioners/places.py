@@ -1,5 +1,4 @@
-"""Where a captioning model lies: a folder that is named, the folder for models, or the cache of the Hugging Face hub;
-and how it gets there, if that is asked for."""
+"""Where a captioning model lies: a folder that is named, the folder for models, or the Hugging Face hub's cache."""
 
 from __future__ import annotations
 
@@ -8,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_trainer.captioners.fetching import fetch
-from lora_trainer.captioners.models import KNOWN, ONNX, WEIGHTS, Kind, Known, kind_of, weights_in
+from lora_trainer.captioners.models import KNOWN, ONNX, OPEN_CLIP_CONFIG, WEIGHTS, Kind, Known, kind_of, weights_in
 from lora_trainer.contracts import PlainError
+from lora_trainer.weights.hub import cached_folder
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -23,8 +22,8 @@ class Place(NamedTuple):
     architecture: str  # open_clip's name of it, where known
 
 
-def place_of(model: str, models: Path, *, download: bool) -> Place:
-    """Where the model of that name, path or hub repository lies; fetched first if it must and may be.
+def place_of(model: str, models: Path) -> Place:
+    """Where the model of that name, path or hub repository lies.
 
     Raises PlainError that says what is missing, how large it is and where to put it.
     """
@@ -41,17 +40,13 @@ def place_of(model: str, models: Path, *, download: bool) -> Place:
     found = _found(model, repository, known, models)
     if found:
         return found
-    if not download:
-        raise PlainError(_missing(model, repository, known, models))
-    folder = _fetched(repository)
-    kind = _kind(folder, known)
-    if kind is None:
+    if known is None and any(_cached(repository)):
         raise PlainError(f"{repository} is no model of a kind that is known here: BLIP, open_clip or WD14.")
-    return Place(kind, folder, known.architecture if known else "")
+    raise PlainError(_missing(model, repository, known, models))
 
 
 def to_fetch(model: str, models: Path) -> str:
-    """The repository of the hub that `place_of` would have to fetch for that captioner; empty where there is none."""
+    """The repository of the hub that must be fetched before `place_of` finds that captioner; empty where none must."""
     known = KNOWN.get(model)
     repository = known.repository if known else model
     if not _REPOSITORY.fullmatch(repository) or (known is None and Path(model).expanduser().exists()):
@@ -104,13 +99,9 @@ def _kind(folder: Path, known: Known | None) -> Kind | None:
 
 
 def _cached(repository: str) -> Iterator[Path]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import LocalEntryNotFoundError
-
-    try:
-        yield Path(snapshot_download(repository, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return
+    folder = cached_folder(repository, (ONNX, OPEN_CLIP_CONFIG, "config.json", *WEIGHTS))
+    if folder:
+        yield folder
 
 
 def _missing(model: str, repository: str, known: Known | None, models: Path) -> str:
@@ -121,12 +112,3 @@ def _missing(model: str, repository: str, known: Known | None, models: Path) -> 
         f"{models / (model if known and '/' not in model else repository.rpartition('/')[2])}, or let it be fetched "
         "with --download true."
     )
-
-
-def _fetched(repository: str) -> Path:
-    steps = fetch(repository)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value

@@ -53,7 +53,7 @@ def _known(name: str, known: Known, models: Path) -> Listed:
 def captioner_of(config: CaptionConfig, device: torch.device, hosted: Sequence[HostCaptioner] = ()) -> Captioner:
     """The captioner that the options name; its model is found now, and loaded with the first caption.
 
-    Raises PlainError where there is none of this name, or its model is not there and may not be fetched.
+    Raises PlainError where there is none of this name, or its model is not there.
     """
     for one in hosted:
         if one.name == config.model:
@@ -66,7 +66,7 @@ def captioner_of(config: CaptionConfig, device: torch.device, hosted: Sequence[H
             f"The captioner {config.model} is a WebUI's own and works inside of one; here choose one of "
             f"{', '.join(KNOWN)}."
         )
-    return _made(place_of(config.model, Path(config.models).expanduser(), download=config.download), config, device)
+    return _made(place_of(config.model, Path(config.models).expanduser()), config, device)
 
 
 def _made(place: Place, config: CaptionConfig, device: torch.device) -> Captioner:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
@@ -61,6 +62,30 @@ class ConfigError(PlainError):
 def load(raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> RunConfig:
     """The run that a mapping describes: `load_as` with all options of a run."""
     return load_as(RunConfig, raw, over)
+
+
+def load_recipe(recipe: Mapping[str, Any]) -> tuple[RunConfig, tuple[str, ...]]:
+    """The run that a LoRA's own record describes, and the paths of its settings that change nothing and are left out.
+
+    A record may be of a release that let such settings stand; nobody can mend it, unlike a file that somebody wrote,
+    where `load` refuses them. Raises ConfigError for its other faults.
+    """
+    by_name = _by_name(RunConfig)
+    kept = flat_settings(recipe)
+    left: list[str] = []
+    while idle := {fault.path for fault in _idle(RunConfig, _readable(kept, by_name))}:
+        left += sorted(idle)
+        kept = {name: value for name, value in kept.items() if name not in by_name or by_name[name].path not in idle}
+    return load(kept), tuple(left)
+
+
+def _readable(settings: Mapping[str, Any], by_name: Mapping[str, Leaf]) -> dict[str, Any]:
+    """Values by path, without those that `load` will refuse."""
+    values: dict[str, Any] = {}
+    for name, found in settings.items():
+        with suppress(KeyError, Unfit):
+            values[by_name[name].path] = value_of(by_name[name], found)
+    return values
 
 
 def load_as(cls: type[T], raw: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> T:

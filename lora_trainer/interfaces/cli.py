@@ -30,6 +30,7 @@ from lora_trainer.interfaces.generate_command import add_generate
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 STOPPED_BY_HAND = 130  # 128 + SIGINT, as shells count
+UNREAD = 141  # 128 + SIGPIPE
 
 _EXAMPLE = """\
 example:
@@ -59,7 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     if not given.debug:
         sys.excepthook = _in_one_line
     try:
-        return given.do(given)
+        code = given.do(given)
+        sys.stdout.flush()  # what nobody reads any more is found out here, and not after the end
+        return code
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` has. What is left to be written goes nowhere, so that the end is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except PlainError as error:
         print(f"Error: {error}", file=sys.stderr)
         return BAD_INPUT

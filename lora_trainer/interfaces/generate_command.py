@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 from lora_trainer.config.asking import AskConfig
-from lora_trainer.config.load import load_as, load_yaml
-from lora_trainer.config.surfaces import add_flags, flags_of
-from lora_trainer.contracts import Finished, Sampled, Told
-from lora_trainer.interfaces.caption_command import Stoppable
+from lora_trainer.contracts import Event, Sampled
+from lora_trainer.interfaces.verbs import Stoppable, describe, options_of
 
 _EXAMPLE = """\
 example:
@@ -22,34 +20,34 @@ Answers go to the standard output, everything else to the standard error."""
 
 def add_generate(verb: argparse.ArgumentParser, stoppable: Stoppable) -> None:
     """Give the verb its flags, all read off the options of asking; within `stoppable(control)` Ctrl-C stops."""
-    verb.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings; flags win over it")
-    verb.usage = "%(prog)s --base DIR [--adapter DIR] --prompt TEXT [TEXT ...] [--SETTING VALUE ...]"
-    verb.epilog = _EXAMPLE
-    verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_flags(verb, AskConfig, {"": "asking"})
+    describe(
+        verb, AskConfig, {"": "asking"}, example=_EXAMPLE,
+        usage="--base DIR [--adapter DIR] --prompt TEXT [TEXT ...]",
+    )  # fmt: skip
     verb.set_defaults(do=partial(_generate, stoppable))
 
 
 def _generate(stoppable: Stoppable, given: argparse.Namespace) -> int:
-    raw = load_yaml(given.config) if given.config else {}
-    config = load_as(AskConfig, raw, flags_of(given, AskConfig))
+    config = options_of(given, AskConfig)
 
     from lora_trainer.hosts.standalone import Standalone, keep_freed_memory
-    from lora_trainer.interfaces.progress import exit_code
-    from lora_trainer.jobs.asking import Controls, ask, plan_asking
+    from lora_trainer.interfaces.progress import exit_code, follow
+    from lora_trainer.jobs.asking import Controls, ask_fetching
 
     keep_freed_memory()
-    control, host = Controls(), Standalone()
-    end: Finished | None = None
+    control = Controls()
     with stoppable(control):
-        for event in ask(plan_asking(config, host), host, control):
-            if isinstance(event, Told):
-                print(event.text, file=sys.stderr)
-            elif isinstance(event, Sampled):
-                _show(event, adapter=config.adapter)
-            elif isinstance(event, Finished):
-                end = event
-    return exit_code(end)
+        events = ask_fetching(config, Standalone(), control)
+        return exit_code(follow(_said(events, adapter=config.adapter), sys.stderr))
+
+
+def _said(events: Iterable[Event], *, adapter: str) -> Iterator[Event]:
+    """The events, without the answers, which are shown where others can read them."""
+    for event in events:
+        if isinstance(event, Sampled):
+            _show(event, adapter=adapter)
+        else:
+            yield event
 
 
 def _show(event: Sampled, *, adapter: str) -> None:

@@ -105,7 +105,7 @@ class _Bar:
         tqdm.write(text, file=self._stream)
 
     def prepared(self, event: Prepared) -> None:
-        self._show(f"Preparing {event.what}", event.done, event.total, "it")
+        self._show(f"Preparing {event.what}", event.done, event.total, event.unit or "it")
 
     def started(self, event: Started) -> None:
         self._show("Training", event.step, event.steps, "step")
@@ -153,8 +153,9 @@ class _Lines:
         self._told = event.done
         done, seconds = event.done - self._preparing.done, time.monotonic() - self._since
         pace = done / seconds if seconds > 0 else 0.0
-        left = f", {pace:.2f} it/s, {tqdm.format_interval((event.total - event.done) / pace)} left" if pace else ""
-        self.say(f"Preparing {event.what}: {event.done} of {event.total}{left}")
+        unit = event.unit or "it"
+        left = f", {pace:.2f} {unit}/s, {tqdm.format_interval((event.total - event.done) / pace)} left" if pace else ""
+        self.say(f"Preparing {event.what}: {event.done} of {event.total}{event.unit and ' ' + event.unit}{left}")
 
     def started(self, event: Started) -> None:
         self._begun = event.step

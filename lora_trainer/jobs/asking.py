@@ -16,8 +16,9 @@ from lora_trainer.families.language.answer import Asking, answers
 from lora_trainer.families.language.load import LanguageModel, load, load_tokenizer
 from lora_trainer.families.language.place import place_of
 from lora_trainer.families.language.recognise import LanguageFacts, recognise
+from lora_trainer.jobs.fetching import language_model_fetched
 from lora_trainer.jobs.host_control import HostControl
-from lora_trainer.jobs.limits import check_allowed, paths_for
+from lora_trainer.jobs.limits import check_allowed, check_fetching, paths_for
 from lora_trainer.jobs.planned import precision_for
 from lora_trainer.jobs.tasks import Chore
 from lora_trainer.jobs.text_samples import asked, endings
@@ -26,7 +27,7 @@ from lora_trainer.networks.peft_folder import WEIGHTS, read_adapter, worn
 from lora_trainer.train.control import Controls
 from lora_trainer.weights.read import read_metadata
 
-__all__ = ["AskPlan", "Controls", "answers_chore", "ask", "plan_asking"]
+__all__ = ["AskPlan", "Controls", "answers_chore", "ask", "ask_fetching", "plan_asking"]
 
 WITHOUT, WITH = 0, 1  # the "steps" by which answers without and with the adapter are told apart
 
@@ -45,7 +46,7 @@ def plan_asking(config: AskConfig, host: Host) -> AskPlan:
     """Find the model and the adapter. Raises PlainError; loads no weights."""
     if not any(prompt.strip() for prompt in config.prompt):
         raise PlainError("Nothing is asked; give a prompt.")
-    facts = recognise(place_of(config.base, host.paths().checkpoints, download=config.download))
+    facts = recognise(place_of(config.base, host.paths().checkpoints))
     adapter = Path(config.adapter).expanduser() if config.adapter else None
     form = config.template
     if adapter:
@@ -89,6 +90,16 @@ def ask(plan: AskPlan, host: Host, control: Control) -> Iterator[Event]:
     yield Finished("done", done, None, "Everything is answered.")
 
 
+def ask_fetching(config: AskConfig, host: Host, control: Control) -> Iterator[Event]:
+    """`ask`, after the model was fetched where it must and may be. Raises PlainError."""
+    if config.download:
+        yield from language_model_fetched(config.base, host.paths(), control)
+        if control.stopped():
+            yield Finished("stopped", 0, None, "Stopped while the model was fetched; what has come is kept.")
+            return
+    yield from ask(plan_asking(config, host), host, control)
+
+
 def _turns(plan: AskPlan) -> int:
     return 2 if plan.adapter else 1
 
@@ -112,7 +123,10 @@ def answers_chore(raw: Mapping[str, Any], host: Host, *, by_page: bool = False) 
         check_allowed(config.base, paths, "base")
     if config.adapter:
         check_allowed(config.adapter, paths, "adapter")
-    plan = plan_asking(config, host)
-    name = plan.adapter.name if plan.adapter else plan.facts.name
-    steps = _turns(plan) * len(config.prompt)
-    return Chore("answers", name, steps, start=lambda host, control: ask(plan, host, control))
+    if config.download:
+        check_fetching(paths, "download")
+    else:
+        plan_asking(config, host)  # its faults are told now, and not when its turn has come
+    name = Path(config.adapter or config.base).name
+    steps = (2 if config.adapter else 1) * len(config.prompt)
+    return Chore("answers", name, steps, start=lambda host, control: ask_fetching(config, host, control))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_trainer.captioners.blip import Blip
-from lora_trainer.captioners.fetching import fetch
+from lora_trainer.captioners.models import needed
 from lora_trainer.captioners.places import to_fetch
 from lora_trainer.captioners.registry import captioner_of
 from lora_trainer.captioners.wording import joined, worded
@@ -23,6 +22,7 @@ from lora_trainer.data.captions import one_line, with_trigger
 from lora_trainer.data.images import load_rgb
 from lora_trainer.data.scan import Item, Scan, scan
 from lora_trainer.demo.show import ASSETS
+from lora_trainer.jobs.fetching import fetched
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.train.control import Controls
 
@@ -140,11 +140,7 @@ def _fetched(config: CaptionConfig, host: Host, control: Control) -> Iterator[Ev
     repository = to_fetch(config.model, Path(config.models).expanduser())
     if not repository:
         return
-    yield Told(f"Fetching {repository}.")
-    for here, wanted in fetch(repository):
-        yield Prepared("captioner, in MB", math.ceil(here / 1e6), math.ceil(wanted / 1e6))
-        if control.stopped():
-            return
+    yield from fetched(repository, needed, "captioner", control)
 
 
 # --- planning --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.config.leaves import leaves
+from lora_trainer.config.tasks import IMAGES, applies
 from lora_trainer.jobs.lora_files import read
 from lora_trainer.networks.changes import Change, changes_of
 from lora_trainer.networks.dialects import is_network, unread
@@ -155,7 +157,22 @@ def _recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
         recipe = json.loads(metadata.get(RECIPE, "{}"))
     except ValueError:
         return {}
-    return recipe if isinstance(recipe, dict) else {}
+    return _of_its_task(recipe) if isinstance(recipe, dict) else {}
+
+
+def _of_its_task(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings that mean nothing for what was trained, which a recipe has at their defaults."""
+    idle = {leaf.path for leaf in leaves() if not applies(leaf, str(recipe.get("task", IMAGES)))}
+
+    def kept(held: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found = {
+            name: kept(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+            for name, value in held.items()
+            if prefix + name not in idle
+        }
+        return {name: value for name, value in found.items() if value != {} or held[name] == {}}
+
+    return kept(recipe, "")
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -29,7 +29,6 @@ from lora_trainer.train.control import Controls
 
 State = Literal["queued", "running", "paused", "done", "failed", "stopped"]
 
-_COUNTED = {"captioner, in MB": "MB of the captioner"}  # what a chore counts where it is no images, by `what`
 _SMOOTHED = 20  # steps whose seconds are averaged
 _AFTER_A_CRASH = 1_000_000  # more events than can have come between the last record and the crash
 
@@ -285,7 +284,7 @@ class Job:
             self._seconds.append((now - self._counted) / done)
         self._counted = now if event.done else None
         pace = sum(self._seconds) / len(self._seconds) if self._seconds else None
-        message = f"{event.done} of {event.total} {_COUNTED.get(event.what, 'images')}"
+        message = f"{event.done} of {event.total} {f'{event.unit} of the {event.what}' if event.unit else 'images'}"
         self._set(step=event.done, total_steps=event.total, message=message, seconds_per_step=pace)
 
     def _finish(self, outcome: Literal["done", "stopped", "failed"], path: Path | None, text: str,

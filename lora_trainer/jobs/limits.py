@@ -23,6 +23,10 @@ _BASE = "model.base"
 # Letters that a file system refuses or that end a prompt's <lora:name:weight>; and names that Windows keeps to itself.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_NOT_FETCHED = (
+    "asks for a model of the Hugging Face hub, which this server fetches for nobody from outside; have it fetched at "
+    "the machine itself, by its own page or command line, and leave this out"
+)
 _LONGEST_NAME = 120  # characters: with "-000000.safetensors" it stays below what the common file systems take
 
 
@@ -38,7 +42,8 @@ def load_allowed(raw: Mapping[str, Any], host: Host, *, by_page: bool = False) -
     except ConfigError as error:
         faults += error.faults
     told = " ".join(fault.path for fault in faults)
-    of_paths = _faults_of_paths(raw, host, paths_for(host, by_page=by_page))
+    paths = paths_for(host, by_page=by_page)
+    of_paths = [*_faults_of_paths(raw, host, paths), *_faults_of_fetching(config, paths)]
     faults += [fault for fault in of_paths if fault.path not in told]  # one sentence a setting
     if faults or config is None:
         raise ConfigError(faults)
@@ -63,6 +68,18 @@ def check_base(base: str, host: Host, paths: HostPaths) -> None:
     fault = _foreign_base(base, host, paths) if base and base != "demo" else ""
     if fault:
         raise PlainError(f"base {fault}.")
+
+
+def check_fetching(paths: HostPaths, what: str) -> None:
+    """Raise PlainError where a request may not have a model fetched: who may name some folders only may not fill the
+    machine's disk either. `what` is the setting's name."""
+    if paths.allowed is not None:
+        raise PlainError(f"{what} {_NOT_FETCHED}.")
+
+
+def _faults_of_fetching(config: RunConfig | None, paths: HostPaths) -> Iterator[Fault]:
+    if config and config.model.download and paths.allowed is not None:
+        yield Fault("model.download", _NOT_FETCHED)
 
 
 def _faults_of_paths(raw: Mapping[str, Any], host: Host, paths: HostPaths) -> Iterator[Fault]:

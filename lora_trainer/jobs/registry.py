@@ -173,6 +173,19 @@ class Registry:
 
         return self.add(answers_chore(raw, self._host, by_page=by_page), raw)
 
+    def fetch_model(self, raw: Mapping[str, Any], *, by_page: bool = False) -> Job:
+        """Queue the fetching of the language model `raw["base"]`. Raises PlainError. `by_page` as in
+        `limits.load_allowed`."""
+        from lora_trainer.jobs.fetching import fetching_chore
+
+        return self.add(fetching_chore(raw, self._host, by_page=by_page), raw)
+
+    def to_fetch(self, base: str) -> str:
+        """The name of a language model that is not here and may be on the hub; empty for any other."""
+        from lora_trainer.families.language.place import to_fetch
+
+        return to_fetch(base, self._host.paths().checkpoints)
+
     def captioners(self) -> list[Listed]:
         """Every captioner that can be named, and whether it is here."""
         from lora_trainer.jobs.caption_jobs import captioners

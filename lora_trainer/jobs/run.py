@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 
 from lora_trainer.config.options import RunConfig
+from lora_trainer.config.tasks import TEXT
 from lora_trainer.contracts import Control, Event, Finished, Host, PlainError, Told
 from lora_trainer.jobs.checkpoints import SavedRun, newest_state
+from lora_trainer.jobs.fetching import language_model_fetched
 from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.image_run import ImageRun
 from lora_trainer.jobs.plan import Plan, files_asked_for, plan_run
@@ -44,6 +46,14 @@ def run(config: RunConfig, *, host: Host, control: Control, resume: bool = False
     Whatever was borrowed (the host's weights, its device, the layers put on) is given back when the iterator ends,
     is closed or fails.
     """
+    if config.task == TEXT and config.model.download:
+        waiting = HostControl(control, host)
+        for event in language_model_fetched(config.model.base, host.paths(), waiting):
+            host.report(event)
+            yield event
+        if waiting.stopped():
+            yield _NOTHING_DONE
+            return
     processes = _processes(host)
     saved, told = newest_state(files_asked_for(config, host)) if resume else (None, [])
     if saved and config.train.seed is None:

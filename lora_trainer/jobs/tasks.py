@@ -12,8 +12,8 @@ from lora_trainer.config.options import RunConfig
 from lora_trainer.contracts import Control, Event, Host
 from lora_trainer.jobs.files import RunFiles, files_at
 
-Kind = Literal["training", "captions", "class_images", "answers", "plain"]
-ChoreKind = Literal["captions", "class_images", "answers", "plain"]
+Kind = Literal["training", "captions", "class_images", "answers", "plain", "model"]
+ChoreKind = Literal["captions", "class_images", "answers", "plain", "model"]
 CHORES: tuple[ChoreKind, ...] = get_args(ChoreKind)
 
 
@@ -69,7 +69,7 @@ class Chore:
 
     kind: ChoreKind
     name: str  # to be shown; such as that of the folder
-    steps: int  # images; of "plain" modules
+    steps: int  # images; of "plain" modules, of "model" MB as it is told
     start: Callable[[Host, Control], Iterator[Event]] | None = None  # None: of an earlier server
     trigger: str = ""
 

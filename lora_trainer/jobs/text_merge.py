@@ -37,7 +37,7 @@ def merge_text(
     """
     if output.exists():
         raise PlainError(f"{output} exists already and is not overwritten; choose another name, or remove it first.")
-    facts = recognise(place_of(str(base), (), download=False))
+    facts = recognise(place_of(str(base), ()))
     dtype = DTYPES[precision] if precision else _STORED.get(facts.stored, torch.float32)
     language = load(facts, _CPU, dtype)
     told = [_add(language.model, folder, weight) for folder, weight in adapters]

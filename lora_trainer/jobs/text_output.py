@@ -46,9 +46,8 @@ class TextOutput:
 
     def present(self, path: Path) -> Iterator[Event]:
         """How it is tried."""
-        yield Told(
-            f'Try it: python -m lora_trainer generate --base "{self.plan.facts.path}" --adapter "{path}" --prompt "..."'
-        )
+        base = self.plan.config.model.base
+        yield Told(f'Try it: python -m lora_trainer generate --base "{base}" --adapter "{path}" --prompt "..."')
 
 
 def adapter_facts(plan: TextPlan, model: nn.Module, state: NetworkState) -> AdapterFacts:

@@ -110,7 +110,7 @@ def plan_text(
 ) -> TextPlan:  # fmt: skip
     """Resolve everything that the configuration leaves open. Raises PlainError; writes nothing, reads no weights."""
     check_task(config)
-    facts = recognise(place_of(config.model.base, host.paths().checkpoints, download=config.model.download))
+    facts = recognise(place_of(config.model.base, host.paths().checkpoints))
     tokenizer = load_tokenizer(facts)
     records = _records(config)
     understood = understand(records.records, Columns(config.text.prompt_column, config.text.response_column))

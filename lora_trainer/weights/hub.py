@@ -1,12 +1,24 @@
-"""The Hugging Face hub's faults in words."""
+"""The Hugging Face hub's cache on this machine, and its faults in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lora_trainer.contracts import PlainError
+
+
+def cached_folder(repository: str, names: Iterable[str]) -> Path | None:
+    """The folder of the hub's cache that holds one of these files of a repository; None where none is here.
+
+    Not `snapshot_download(local_files_only=True)`: for newer releases a folder lacks what was never to be fetched.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 
 @contextmanager

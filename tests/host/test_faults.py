@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.builders.runs import write_pictures
@@ -17,6 +18,7 @@ from tests.host.webui import PATIENCE, WebUI
 
 pytestmark = pytest.mark.host
 
+NEAR = 0.2  # of the weights' size: Adam's first steps are about as long whatever the gradient, its rounding included
 LEAST = 40  # characters of a sentence that says what happened and what to do
 
 
@@ -75,7 +77,22 @@ def test_out_of_memory_says_what_to_lower_and_is_gone_on_from(
     assert failed["resumable"]
     host.post(f"/lora_trainer/v1/jobs/{job}/resume")
     host.wait(job)
-    assert learnt(host.lora(f"starved {where} {how}")) == undisturbed
+    found = learnt(host.lora(f"starved {where} {how}"))
+    if where == "update":
+        assert found == undisturbed
+    else:  # the measures that were taken stay: batches go through in pieces, and sums in another order round otherwise
+        assert "in pieces of 1" in told(host, job)
+        assert apart(found, undisturbed) < NEAR
+
+
+def apart(some: dict[str, bytes], others: dict[str, bytes]) -> float:
+    """How far two files' weights are apart, against their size."""
+    assert some.keys() == others.keys()
+    one, other = (
+        np.concatenate([np.frombuffer(file[name], np.float16).astype(float) for name in sorted(file)])
+        for file in (some, others)
+    )
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
 def test_out_of_memory_in_the_first_step(host: WebUI) -> None:
@@ -93,9 +110,7 @@ def test_out_of_memory_while_encoding(host: WebUI) -> None:
 
 
 @pytest.mark.parametrize(("how", "words"), [("cuda", "Lower samples.size"), ("error", "made for the test")])
-def test_samples_that_fail_cost_no_training(
-    host: WebUI, undisturbed: dict[str, bytes], how: str, words: str
-) -> None:
+def test_samples_that_fail_cost_no_training(host: WebUI, undisturbed: dict[str, bytes], how: str, words: str) -> None:
     """At the start, on the way and in the proof at the end."""
     host.inside("break_engine", where="sample", how=how)
     name = f"undrawn {how}"

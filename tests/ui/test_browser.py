@@ -73,6 +73,7 @@ def test_from_an_empty_form_to_a_lora_and_through_a_reload(server: Any, tab: Any
 def check_result(tab: Any) -> None:
     assert tab.input_value(".lt-copy input") == f"a {HOSTILE} block <lora:blocks:0.8>"
     tab.wait_for_selector(".lt-picture img")
+    assert "null" not in tab.inner_text("#lt_run")
     assert tab.locator(".lt-picture span").all_inner_texts()[0] == "before"
     assert re.fullmatch(r"Loss \S+, smoothed \S+, at step 4", tab.get_attribute(".lt-graph canvas", "aria-label"))
     assert "Written: blocks.safetensors" in tab.inner_text(".lt-log")

@@ -198,8 +198,24 @@ def test_yaml_and_a_recipe_fill_the_form() -> None:
     recipe = json.dumps({"version": 1, "network": {"rank": 5}, "data": {"folder": "theirs"}})
     found = brought({"from": "recipe", "text": recipe, "name": "a.safetensors"}, values, cast(Any, None), nowhere)
     assert (found.config.network.rank, found.config.data.folder, found.config.output.name) == (5, "mine", "my_name")
+    assert found.left == ()
     with pytest.raises(PlainError, match="no recipe"):
         brought({"from": "recipe", "text": "[]", "name": "a.safetensors"}, values, cast(Any, None), nowhere)
+
+
+def test_a_recipe_that_a_former_release_let_pass_is_taken_over_without_what_changes_nothing() -> None:
+    values = shown_of(RunConfig())
+    recipe = {"train": {"schedule": "cosine", "schedule_cycles": 4}, "objective": {"preserve_class": "cat"},
+              "network": {"rank": 5}}  # fmt: skip
+    order = {"from": "recipe", "text": json.dumps(recipe), "name": "a.safetensors"}
+    found = brought(order, values, cast(Any, None), HostPaths(loras=None))
+    assert found.left == ("objective.preserve_class", "train.schedule_cycles")
+    assert (found.config.network.rank, found.config.train.schedule_cycles) == (5, RunConfig().train.schedule_cycles)
+    with pytest.raises(PlainError, match=r"train\.schedule_cycles is 4, but counts only where"):
+        load(recipe)  # as a file of the user's own
+    wrong = json.dumps({"network": {"rank": "many"}, "train": {"schedule_cycles": 4}})
+    with pytest.raises(PlainError, match=r"network\.rank"):
+        brought(order | {"text": wrong}, values, cast(Any, None), HostPaths(loras=None))
 
 
 def test_a_lora_outside_of_the_allowed_folders_is_not_opened(tmp_path: Path) -> None:

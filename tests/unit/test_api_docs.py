@@ -88,7 +88,7 @@ def test_every_curl_line_works_and_answers_as_shown(tmp_path: Path) -> None:
                 _same_shape(example, answer, section.partition("\n")[0])
             done += len(found)
         registry.close(60)
-    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 39
+    assert done == len(re.findall(r"^curl ", PAGE, flags=re.M)) == 40
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "small.jpg").read_bytes().startswith(b"\xff\xd8")
 

@@ -25,6 +25,7 @@ from lora_trainer.captioners.wd14 import Wd14
 from lora_trainer.captioners.wording import joined, worded
 from lora_trainer.config.captioning import CaptionConfig
 from lora_trainer.contracts import Lack, PlainError
+from lora_trainer.weights.fetching import fetch
 from tests.builders.captioners import COLOURS, picture, write_blip, write_clip, write_coca, write_wd14
 
 CPU = torch.device("cpu")
@@ -277,10 +278,10 @@ def test_a_model_is_recognised_by_what_lies_in_its_folder(blip: Path, tmp_path: 
     assert [kind_of(tmp_path / name) for name in ("tagger", "clip", "coca")] == ["wd14", "clip", "coca"]
     assert kind_of(blip) == "blip"
     assert kind_of(tmp_path) is None
-    place = places.place_of(str(tmp_path / "tagger" / "model.onnx"), tmp_path, download=False)
+    place = places.place_of(str(tmp_path / "tagger" / "model.onnx"), tmp_path)
     assert (place.kind, place.folder) == ("wd14", tmp_path / "tagger")
     with pytest.raises(PlainError, match=r"found: clip, coca, tagger"):
-        places.place_of(str(tmp_path), tmp_path, download=False)
+        places.place_of(str(tmp_path), tmp_path)
 
 
 def test_named_models_are_found_in_the_folder_for_models_and_in_the_hubs_cache(
@@ -291,28 +292,21 @@ def test_named_models_are_found_in_the_folder_for_models_and_in_the_hubs_cache(
         (models / name).mkdir(parents=True)
         for file in blip.iterdir():
             (models / name / file.name).write_bytes(file.read_bytes())
-    assert places.place_of("blip-base", models, download=False).folder == models / "blip-base"
-    assert places.place_of("blip-large", models, download=False).folder == models / "blip-image-captioning-large"
+    assert places.place_of("blip-base", models).folder == models / "blip-base"
+    assert places.place_of("blip-large", models).folder == models / "blip-image-captioning-large"
 
     repository = tmp_path / "hub" / "models--SmilingWolf--wd-swinv2-tagger-v3"
     write_wd14(repository / "snapshots" / "abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc", encoding="utf-8")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    original = places._cached
+    import huggingface_hub
 
-    def in_that_cache(name: str) -> Iterator[Path]:
-        import huggingface_hub
-
-        there = huggingface_hub.snapshot_download
-        with monkeypatch.context() as patch:  # the default of its argument is bound when the library is imported
-            patch.setattr(huggingface_hub, "snapshot_download",
-                          lambda *args, **more: there(*args, cache_dir=tmp_path / "hub", **more))  # fmt: skip
-            yield from original(name)
-
-    monkeypatch.setattr(places, "_cached", in_that_cache)
+    there = huggingface_hub.try_to_load_from_cache  # the default of its argument is bound when the library is imported
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda *args: there(*args, cache_dir=tmp_path / "hub")
+    )
     for name in ("wd14", "SmilingWolf/wd-swinv2-tagger-v3"):
-        assert places.place_of(name, models, download=False).folder == repository / "snapshots" / "abc"
+        assert places.place_of(name, models).folder == repository / "snapshots" / "abc"
 
 
 def test_a_model_that_is_not_there_is_named_with_its_size_and_its_place(
@@ -328,20 +322,20 @@ def test_a_model_that_is_not_there_is_named_with_its_size_and_its_place(
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     for name, known in KNOWN.items():
         with pytest.raises(PlainError) as caught:
-            places.place_of(name, tmp_path / "none", download=False)
+            places.place_of(name, tmp_path / "none")
         for told in (name, known.size, known.wants[0], str(tmp_path / "none" / name), "--download true"):
             assert told in str(caught.value)
     with pytest.raises(PlainError, match="There is no captioner 'blib'"):
-        places.place_of("blib", tmp_path, download=False)
+        places.place_of("blib", tmp_path)
 
 
-def test_a_download_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+def test_a_download_that_cannot_be_is_one_sentence() -> None:
     with pytest.raises(PlainError, match="could not be fetched"):  # tests are offline: see conftest
-        places.place_of("blip-base", tmp_path, download=True)
+        next(fetch("Salesforce/blip-image-captioning-base", needed))
 
 
 def test_a_network_that_is_not_there_is_one_sentence_whatever_client_the_hub_is_asked_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import huggingface_hub
     from huggingface_hub.utils import HfHubHTTPError
@@ -354,7 +348,7 @@ def test_a_network_that_is_not_there_is_one_sentence_whatever_client_the_hub_is_
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     with pytest.raises(PlainError, match="no route to host"):
-        places.place_of("blip-base", tmp_path, download=True)
+        next(fetch("Salesforce/blip-image-captioning-base", needed))
 
 
 def test_only_what_is_read_is_fetched() -> None:

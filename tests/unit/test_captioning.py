@@ -427,7 +427,7 @@ def test_a_model_is_fetched_when_asked_for_and_a_broken_download_is_continued(tm
     assert rows(folder / "metadata.csv")["red.png"] == SAID["red"]
     told = calls[-1].stdout + calls[-1].stderr
     assert "Fetching SmilingWolf/wd-swinv2-tagger-v3." in told
-    assert "Preparing captioner, in MB: 13 of 13" in told
+    assert "Preparing captioner: 13 of 13 MB" in told
     ranges = [asked for method, path, asked in hub.asked if method == "GET" and path.endswith("/model.onnx")]
     assert any(asked.startswith("bytes=") and asked != "bytes=0-" for asked in ranges), "goes on where it broke"
     fetched = {path.rpartition("/")[2] for method, path, _ in hub.asked if "/resolve/" in path}

@@ -24,6 +24,19 @@ def call(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
+def test_a_reader_who_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
+    from tests.builders.slim import write_slim
+
+    write_slim(tmp_path / "base.safetensors", "sd1", seed=1)
+    command = [sys.executable, "-m", "lora_trainer", "inspect", str(tmp_path / "base.safetensors")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()  # as `head` does, before anything was written
+        told = process.stderr.read()
+    assert (process.returncode, told) == (cli.UNREAD, "")
+
+
 def test_help_names_the_verbs_and_is_quick_because_nothing_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "lora_trainer", "--help"], cwd=ROOT,
                           capture_output=True, text=True, check=False)  # fmt: skip

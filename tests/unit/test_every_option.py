@@ -58,7 +58,7 @@ PRESERVED = {"data.trigger": "blocks", "objective.preserve": 1.0, "objective.pre
 EVERY = (
     Turned("task", "text-generation", "plan"),
     Turned("model.base", "{}/other.safetensors", "run"),
-    Turned("model.download", True, "plan", {**TEXT, "model.base": "nobody/nothing"}),
+    Turned("model.download", True, "run", {**TEXT, "model.base": "nobody/nothing"}),
     Turned("model.aside", True, "aside", TEXT),
     Turned("model.prediction", "v_prediction"),
     Turned("model.zero_terminal_snr", "yes"),

@@ -136,6 +136,8 @@ def test_an_adapter_is_looked_into(tmp_path, capsys):
     told = capsys.readouterr().out
     for words in ("LoRA for llama", "8 in layers", "rank       4", "language_model 0", "text.template"):
         assert words in told, words
+    for words in ("resolution", "slider", "objective", "text_encoder"):
+        assert words not in told, f"{words} says nothing of a language model"
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,10 @@ def test_an_image_model_and_a_language_model_are_not_mistaken_for_each_other(tmp
         plan_run(text_run(tmp_path, model__base=str(image)), Standalone())
     with pytest.raises(PlainError, match=r"language model.*set task_type: text-generation"):
         plan_run(small_run(tmp_path, model__base=str(llama)), Standalone())
+
+
+def test_a_model_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
+    folder = tmp_path / "models--some-body--small--llama" / "snapshots" / "0123abc"
+    write_model(folder)
+    facts = recognise(folder)
+    assert (facts.name, facts.known_as) == ("some-body/small--llama", "some-body/small--llama")

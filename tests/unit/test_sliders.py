@@ -302,8 +302,16 @@ def test_the_plan_tells_the_slider(tmp_path):
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def quickly_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the base draws to learn on takes most of a short run's time, and rough pictures serve as well."""
+    monkeypatch.setattr("lora_trainer.jobs.sliding._DRAWING_STEPS", 4)
+
+
 @pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["drawn", pytest.param("noised", marks=pytest.mark.slow), "pairs"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("drawn", marks=pytest.mark.slow), pytest.param("noised", marks=pytest.mark.slow), "pairs"]
+)
 def test_a_slider_stopped_and_resumed_is_the_same_file(tmp_path, family, kind):
     def config(folder):
         where = {"output__directory": str(tmp_path / folder / "lora"), "train__steps": 4}
@@ -367,6 +375,7 @@ def test_a_host_draws_both_ends_with_the_file_and_the_middle_without(tmp_path):
     assert with_lora("a barn", Path("loras/age.safetensors"), -1.0) == "a barn <lora:age:-1>"
 
 
+@pytest.mark.slow
 def test_it_steers(tmp_path):
     """Twenty steps on the embedded base: what it answers moves towards the positive at 1, the negative at -1."""
     scene = "a house in a field"

@@ -57,10 +57,10 @@ def recognise(path: Path) -> LanguageFacts:
     context = next((int(text[name]) for name in _CONTEXT if isinstance(text.get(name), int)), None)
     said = str(settings.get("_name_or_path") or "")
     return LanguageFacts(
-        path=path, name=path.resolve().name, architecture=str(settings["architectures"][0]),
+        path=path, name=_name_of(path), architecture=str(settings["architectures"][0]),
         kind=str(settings["model_type"]), parameters=sum(stored.values()), stored=stored.most_common(1)[0][0],
         context=context, vocabulary=text.get("vocab_size"),
-        known_as=said if _names_a_repository(said) else path.resolve().name,
+        known_as=said if _names_a_repository(said) else _name_of(path),
     )  # fmt: skip
 
 
@@ -242,6 +242,15 @@ def _text_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Models that also see pictures keep what concerns text below."""
     inner = settings.get("text_config")
     return cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else settings
+
+
+def _name_of(path: Path) -> str:
+    """The folder's own name; in the hub's cache, models--owner--name/snapshots/<commit>, the repository's."""
+    path = path.resolve()
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return path.name
 
 
 def _names_a_repository(said: str) -> bool:

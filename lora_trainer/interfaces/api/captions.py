@@ -1,4 +1,4 @@
-"""The routes of work on images that takes its turn among the trainings: captioning, and drawing pictures of a class."""
+"""The routes of work that takes its turn among the trainings: captioning, drawing, asking, fetching a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ def caption_routes(registry: Registry) -> dict[str, dict[str, Handler]]:
         job = await run_in_threadpool(registry.answers, raw)
         return answer({"id": job.id})
 
+    async def models(request: Request) -> Response:
+        raw = await mapping_of(request)
+        job = await run_in_threadpool(registry.fetch_model, raw)
+        return answer({"id": job.id})
+
     return {
         "/captioners": {"GET": captioners}, "/captions": {"POST": caption}, "/class_images": {"POST": class_images},
-        "/answers": {"POST": answers},
+        "/answers": {"POST": answers}, "/models": {"POST": models},
     }  # fmt: skip

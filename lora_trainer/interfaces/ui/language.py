@@ -41,7 +41,8 @@ class _Top(NamedTuple):
 
 
 _TOP = (
-    _Top("model.base", "Language model", "Folder of a transformers model with safetensors, or a GGUF file.",
+    _Top("model.base", "Language model",
+         "Folder of a transformers model with safetensors, a GGUF file, or owner/name on the Hugging Face hub.",
          "/models/llama-3.2-1b"),
     _Top("data.folder", "Folder with the texts", "JSONL, JSON, CSV, Parquet or plain text; columns are recognised.",
          "/texts/my_trade"),
@@ -51,6 +52,7 @@ _TOP = (
     _Top("samples.prompts", "Sample questions", "Asked before, while and after the training, one a line.",
          "What is a gusset?"),
 )  # fmt: skip
+_SAID = {"train.learning_rate": "Peak learning rate of the adapter."}  # where the option's own sentence is on images
 
 
 def build(registry: Registry) -> None:
@@ -69,7 +71,7 @@ def build(registry: Registry) -> None:
             order = unsaved(gr.Textbox(elem_id="lt_language_order", show_label=False))
             answer = unsaved(gr.Textbox(elem_id="lt_language_answer", show_label=False))
             buttons = {
-                name: unsaved(gr.Button(name, elem_id=f"lt_do_language_{name}")) for name in ("plan", "start", "ask")
+                name: unsaved(gr.Button(name, elem_id=f"lt_do_language_{name}")) for name in _DOES
             }
     row = [order, *made.values()]
     for field in made.values():
@@ -88,12 +90,14 @@ def _put(made: dict[str, Any], leaf: Leaf, **more: Any) -> None:
 
 def _fold(made: dict[str, Any]) -> None:
     """Everything else that a language model takes, by section."""
-    shown = [leaf for leaf in leaves() if applies(leaf, TEXT) and leaf.path not in made and leaf.path != "task"]
+    elsewhere = {"task", "model.download", *made}  # a model is fetched by a button of its own
+    shown = [leaf for leaf in leaves() if applies(leaf, TEXT) and leaf.path not in elsewhere]
     for section in dict.fromkeys(leaf.section for leaf in shown):
-        title = {"data": "texts", "text": "texts and answers", "model": "language model"}.get(section, TITLES[section])
+        title = {"data": "texts", "text": "texts and answers", "model": "language model",
+                 "validation": "held-out texts"}.get(section, TITLES[section])
         with gr.Accordion(title.capitalize(), open=False, elem_id=elem_id(f"language.fold.{section}")):
             for leaf in _plain_first(leaf for leaf in shown if leaf.section == section):
-                _put(made, leaf)
+                _put(made, leaf, info=_SAID.get(leaf.path))
 
 
 def _plain_first(group: Iterable[Leaf]) -> list[Leaf]:
@@ -117,7 +121,10 @@ def _answered(
 
 
 def _planned(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) -> answers.Answer:
-    """What a start would do; nothing is said of a form without model or texts."""
+    """What a start would do; nothing is said of a form without model or texts, but that a model must be fetched."""
+    absent = registry.to_fetch(raw.get("model.base", ""))
+    if absent:
+        return {"kind": "absent", "base": absent}
     if not raw.get("model.base") or not raw.get("data.folder"):
         return {"kind": "empty"}
     plan = registry.plan(raw, by_page=True)
@@ -134,9 +141,13 @@ def _begun(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) ->
     return {"kind": "started", "id": registry.submit(raw, by_page=True).id}
 
 
+def _fetching(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) -> answers.Answer:
+    return {"kind": "fetching", "id": registry.fetch_model({"base": raw.get("model.base", "")}, by_page=True).id}
+
+
 def _asked(registry: Registry, raw: dict[str, Any], order: Mapping[str, Any]) -> answers.Answer:
     wanted = {name: order[name] for name in ASKED if order.get(name) not in (None, "")}
     return {"kind": "asked", "id": registry.answers({"base": raw.get("model.base", ""), **wanted}, by_page=True).id}
 
 
-_DOES = {"plan": _planned, "start": _begun, "ask": _asked}
+_DOES = {"plan": _planned, "start": _begun, "ask": _asked, "fetch": _fetching}

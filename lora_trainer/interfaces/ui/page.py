@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
+from lora_trainer.config.leaves import leaves
 from lora_trainer.config.load import dump_yaml, load
 from lora_trainer.config.sweep import apart
 from lora_trainer.contracts import Host, PlainError
 from lora_trainer.interfaces.api.forms import taken_form
 from lora_trainer.interfaces.ui import answers, language, workshop
-from lora_trainer.interfaces.ui.fields import folds, lends, rules, unsaved
+from lora_trainer.interfaces.ui.fields import folds, label, lends, rules, unsaved
 from lora_trainer.interfaces.ui.folders import open_folder
 from lora_trainer.interfaces.ui.form import Form, build, build_advanced
 from lora_trainer.interfaces.ui.sources import brought
@@ -121,7 +122,8 @@ def _wire_sources(form: Form, wires: _Wires, registry: Registry, host: Host) -> 
         except PlainError as error:
             return [answers.stamped(answers.faults(error) | {"kind": "refused"}), *(update() for _ in form.row)]
         filled = form.filled(found.config, found.strength, found.lists)
-        return [answers.stamped({"kind": "brought", "what": found.note}), *filled]
+        left = [label(leaf) for leaf in leaves() if leaf.path in found.left]
+        return [answers.stamped({"kind": "brought", "what": found.note, "left": left}), *filled]
 
     def dropped(files: Sequence[Any] | None, folder: str) -> list[Any]:
         if not files:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_trainer.config.load import LARGEST_FILE, load, read_yaml
+from lora_trainer.config.load import LARGEST_FILE, load, load_recipe, read_yaml
 from lora_trainer.config.options import RunConfig
 from lora_trainer.config.presets import STRENGTHS
 from lora_trainer.config.sweep import apart
@@ -30,6 +30,7 @@ class Brought(NamedTuple):
     note: str  # what was done: "settings", "lora", "train on"; "" where nothing need be said
     strength: str | None = None
     lists: Mapping[str, list[Any]] = {}  # by path: where several values are to be tried
+    left: tuple[str, ...] = ()  # paths of settings that change nothing with the others, and were not taken over
 
 
 def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Registry, paths: HostPaths) -> Brought:
@@ -48,10 +49,10 @@ def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Regis
     if len(text) > LARGEST_FILE:
         raise PlainError(f"{name} is too long for a configuration; choose a YAML file or a LoRA.")
     if source == "recipe":
-        return Brought(_from_recipe(_parsed(text, name), values), "lora")
+        return _from_recipe(_parsed(text, name), values)
     line = text.strip().strip('"')
     if line.endswith(".safetensors") and "\n" not in line:
-        return Brought(_from_recipe(_recipe_of(line, paths), values), "lora")
+        return _from_recipe(_recipe_of(line, paths), values)
     raw, lists = apart(read_yaml(text, name))
     config = load(raw)
     if config.task == TEXT:
@@ -61,9 +62,12 @@ def brought(order: Mapping[str, Any], values: Mapping[str, Any], registry: Regis
     return Brought(config, "settings", lists=lists)
 
 
-def _from_recipe(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
-    shown = shown_of(load(recipe))
-    return load(raw_of(shown | {path: values[path] for path in _OF_THE_MACHINE}))
+def _from_recipe(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> Brought:
+    config, left = load_recipe(recipe)
+    if config.task == TEXT:
+        raise PlainError("This adapter is for a language model, and its settings are not for this view.")
+    config = load(raw_of(shown_of(config) | {path: values[path] for path in _OF_THE_MACHINE}))
+    return Brought(config, "lora", left=left)
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:

@@ -1,20 +1,23 @@
-"""Fetching a captioning model from the Hugging Face hub into its cache, with how far it has come."""
+"""Fetching a model from the Hugging Face hub into its cache, with how far it has come."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from lora_trainer.captioners.models import needed
 from lora_trainer.contracts import PlainError
 from lora_trainer.weights.hub import plain_faults
 
 _LOOK = 0.5  # seconds between two looks at what has arrived
 
 
-def fetch(repository: str) -> Generator[tuple[int, int], None, Path]:
+def fetch(
+    repository: str, needed: Callable[[Sequence[str]], Sequence[str]]
+) -> Generator[tuple[int, int], None, Path]:
     """Fetch what is read of a repository; yields (bytes here, bytes wanted) twice a second, returns the folder.
+
+    `needed` chooses among the names of its files.
 
     What an earlier try has got is not fetched again. Whoever closes this before its end lets the file under way arrive
     in the background. Raises PlainError.
@@ -24,7 +27,7 @@ def fetch(repository: str) -> Generator[tuple[int, int], None, Path]:
     with plain_faults(repository):
         listed = HfApi().model_info(repository, files_metadata=True).siblings or []
     sizes = {file.rfilename: file.size or 0 for file in listed}
-    files = needed(list(sizes))
+    files = list(needed(list(sizes)))
     if not files:
         raise PlainError(f"{repository} holds no weights of a kind that is known here.")
     ended: list[Path | PlainError] = []
