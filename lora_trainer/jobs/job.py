@@ -24,11 +24,15 @@ from lora_trainer.contracts import (
 )
 from lora_trainer.jobs.events import EventLog, Numbered, jsonable
 from lora_trainer.jobs.files import STATE_ENDING
-from lora_trainer.jobs.tasks import Chore, Task, Training, task_of
+from lora_trainer.jobs.tasks import Chore, ChoreKind, Task, Training, task_of
 from lora_trainer.train.control import Controls
 
 State = Literal["queued", "running", "paused", "done", "failed", "stopped"]
 
+# What the steps of a chore are, in the words of a message.
+_PIECES: dict[ChoreKind, str] = {
+    "captions": "images", "class_images": "images", "answers": "answers", "plain": "layers", "model": "MB",
+}  # fmt: skip
 _SMOOTHED = 20  # steps whose seconds are averaged
 _AFTER_A_CRASH = 1_000_000  # more events than can have come between the last record and the crash
 
@@ -162,8 +166,9 @@ class Job:
                 done = "trained" if self.training else "changed"
                 self._finish("stopped", None, f"Stopped while it waited for its turn; nothing was {done}.")
             elif state in ("running", "paused"):
-                now = "step" if self.training else "image"
-                self._set(state="running", message=f"Stopping: the {now} under way is finished, then all is saved.")
+                images = not self.training and self._pieces == "images"
+                now = "the step" if self.training else "the image" if images else "what is"
+                self._set(state="running", message=f"Stopping: {now} under way is finished, then all is saved.")
         if not self.ended or state == "queued":
             self.changed(self)
 
@@ -269,6 +274,10 @@ class Job:
             self._finish(finished.outcome, finished.path, finished.text, finished.step)
         self.changed(self)
 
+    @property
+    def _pieces(self) -> str:
+        return _PIECES[self.task.kind] if isinstance(self.task, Chore) else "steps"
+
     def _averaged(self, event: Stepped) -> float:
         self._losses.append(event.loss)
         while len(self._losses) > max(1, event.steps // 10):
@@ -284,7 +293,7 @@ class Job:
             self._seconds.append((now - self._counted) / done)
         self._counted = now if event.done else None
         pace = sum(self._seconds) / len(self._seconds) if self._seconds else None
-        message = f"{event.done} of {event.total} {f'{event.unit} of the {event.what}' if event.unit else 'images'}"
+        message = f"{event.done} of {event.total} {f'{event.unit} of the {event.what}' if event.unit else self._pieces}"
         self._set(step=event.done, total_steps=event.total, message=message, seconds_per_step=pace)
 
     def _finish(self, outcome: Literal["done", "stopped", "failed"], path: Path | None, text: str,
@@ -326,7 +335,8 @@ class Job:
 
 def _cut_off(status: Status, task: Task) -> str:
     if isinstance(task, Chore):
-        return f"The server ended after {status.step} of {status.total_steps} images, which are kept; start it again."
+        done = f"{status.step} of {status.total_steps} {_PIECES[task.kind]}"
+        return f"The server ended after {done}, which are kept; start it again."
     if status.state == "queued":
         return "The server ended while this was waiting; Resume puts it into the queue again."
     saved = task.files.steps_saved(STATE_ENDING)

@@ -6,18 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lora_trainer.config.load import ConfigError, load
-from lora_trainer.contracts import PlainError
+from lora_trainer.contracts import PlainError, Prepared
 from lora_trainer.families.language import place
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.jobs.asking import answers_chore
 from lora_trainer.jobs.fetching import fetching_chore
+from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.limits import load_allowed
+from lora_trainer.jobs.registry import Registry
 from lora_trainer.jobs.run import Controls, run
+from lora_trainer.jobs.tasks import Chore
 from tests.builders.hub import served
 from tests.builders.language import write_model, write_pairs
 
@@ -97,6 +101,23 @@ def test_nobody_from_afar_has_a_model_fetched(tmp_path: Path):
     assert load_allowed(RUN, at_home).model.download
     chore = fetching_chore({"base": NAME}, at_home)
     assert (chore.kind, chore.name) == ("model", NAME)
+
+
+def test_a_fetching_in_the_queue_tells_mb_and_what_went_wrong(tmp_path: Path):
+    registry = Registry(Standalone(runs=tmp_path))
+    job = registry.fetch_model({"base": NAME})
+    end = time.monotonic() + 60
+    while not job.ended and time.monotonic() < end:
+        time.sleep(0.02)
+    registry.close(5)
+    assert (job.state, job.task.kind) == ("failed", "model")  # tests are offline: see conftest
+    assert "could not be fetched" in job.message
+    other = Job("1", {}, Chore("model", NAME, 0))
+    other.begin()
+    other.take(Prepared("language model", 3, 13, "MB"))
+    assert (other.step, other.total_steps, other.message) == (3, 13, "3 of 13 MB of the language model")
+    other.stop()
+    assert other.message == "Stopping: what is under way is finished, then all is saved."
 
 
 @pytest.mark.parametrize(
