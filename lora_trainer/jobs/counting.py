@@ -55,10 +55,11 @@ class Counted(NamedTuple):
 def count(plan: Plan, *, keeps_scores: bool) -> Counted:
     """Go through one step of the plan's model on one small picture; `keeps_scores` as in `families.thrift`."""
     base = _hollow(plan)
-    network = inject(
-        base.parts, replace(plan.config.network, alpha=plan.alpha, init="default"), train_parts=list(plan.rates),
-        seed=plan.seed,
-    )  # fmt: skip
+    # Without what needs values: the base's own directions to begin with, and chance.
+    options = replace(
+        plan.config.network, alpha=plan.alpha, init="default", dropout=0.0, rank_dropout=0.0, module_dropout=0.0
+    )
+    network = inject(base.parts, options, train_parts=list(plan.rates), seed=plan.seed)
     size = torch.empty((), dtype=plan.dtype).element_size()
     loss = DiffusionLoss(base, plan.seed, plan.clip_skip, 0.0, 0.0, network=network)
     found: list[tuple[int, int]] = []

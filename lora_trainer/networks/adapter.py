@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
@@ -206,6 +206,11 @@ def autocasting(device_type: str) -> bool:
     if device_type == "cpu":
         return torch.is_autocast_cpu_enabled()
     return torch.is_autocast_enabled()
+
+
+def exactly(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it products are not in autocast's precision; `meta`, on which a step is counted, has no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def by_channel(values: Tensor, like: Tensor, window: tuple[int, int] | None) -> Tensor:

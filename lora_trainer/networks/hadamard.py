@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from lora_trainer.config.ranks import Size
-from lora_trainer.networks.adapter import Acting, Adapter, by_channel, weight_of
+from lora_trainer.networks.adapter import Acting, Adapter, by_channel, exactly, weight_of
 
 W1_A, W1_B, W2_A, W2_B = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
 
@@ -50,7 +50,7 @@ class Loha(Adapter):
         return delta if kept is None else delta * by_channel(kept, delta, self.window)
 
     def _of_weights(self, x: Tensor, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with exactly(x.device):
             weight = hadamard(w1_a, w1_b, w2_a, w2_b) * self.scale
         return self.applied(x, weight.view(weight_of(self.base_layer).shape))
 

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_trainer.config.ranks import Size
-from lora_trainer.networks.adapter import Acting, Adapter, autocasting, by_channel, shape_of, weight_of, widened
+from lora_trainer.networks.adapter import (
+    Acting,
+    Adapter,
+    autocasting,
+    by_channel,
+    exactly,
+    shape_of,
+    weight_of,
+    widened,
+)
 from lora_trainer.networks.state import ALPHA, DORA, DOWN, UP, draw_down
 
 _OVERSAMPLED, _ITERATIONS = 10, 8  # of the search for singular directions; Halko et al. 2011 need 5 to 10 and 1 to 4
@@ -134,7 +143,7 @@ class Dora(LowRank):
 
     def norm(self) -> Tensor:
         """Length of each input channel of W + up @ down alpha / r, (1, in[, 1, 1])."""
-        with torch.no_grad(), torch.autocast(self.lora_down.device.type, enabled=False):
+        with torch.no_grad(), exactly(self.lora_down.device):
             norm = column_norm(directed(weight_of(self.base_layer), self.lora_down, self.lora_up, self.scale))
         return norm.clamp_min(torch.finfo(norm.dtype).tiny)  # of a channel that the base does not use at all
 
@@ -166,7 +175,7 @@ class RowDora(Dora):
 
     def norm(self) -> Tensor:
         """Length of each row of W + up @ down alpha / r, (out, 1)."""
-        with torch.no_grad(), torch.autocast(self.lora_down.device.type, enabled=False):
+        with torch.no_grad(), exactly(self.lora_down.device):
             whole = directed(weight_of(self.base_layer), self.lora_down, self.lora_up, self.scale)
             norm = whole.square().sum(dim=1, keepdim=True).sqrt()
         return norm.clamp_min(torch.finfo(norm.dtype).tiny)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_trainer.config.ranks import Size
-from lora_trainer.networks.adapter import Acting, Adapter, weight_of, widened
+from lora_trainer.networks.adapter import Acting, Adapter, exactly, weight_of, widened
 
 BLOCKS = "oft_blocks"
 
@@ -67,7 +67,7 @@ def block_size(out: int, wanted: int) -> int:
 
 def turned(blocks: Tensor) -> Tensor:
     """R - I for blocks (k, n, n), float32: 2 Q (I - Q)^-1, which is zero where the blocks are."""
-    with torch.autocast(blocks.device.type, enabled=False):
+    with exactly(blocks.device):
         skew = blocks.float() - blocks.float().transpose(1, 2)
         unit = torch.eye(skew.shape[1], device=skew.device)
         # Unlike `solve` it does not ask the device whether there is a solution; of I - Q, Q skew, there always is one.

@@ -80,6 +80,15 @@ def test_the_count_is_what_autograd_really_saves(tmp_path: Path, family: str, mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [
+    {"network__kind": "dora"}, {"network__kind": "loha"}, {"network__kind": "oft"}, {"network__init": "pissa"},
+    {"network__dropout": 0.1, "network__module_dropout": 0.1},
+], ids=str)  # fmt: skip
+def test_every_form_of_a_network_can_be_counted(tmp_path: Path, more: dict[str, Any]):
+    assert count(planned(tmp_path, **more), keeps_scores=False).plain.a_cell > 0
+
+
+@pytest.mark.slow
 def test_what_is_trained_is_counted(tmp_path: Path):
     small, large = (planned(tmp_path, network__rank=rank) for rank in (4, 8))
     first, second = (count(plan, keeps_scores=False) for plan in (small, large))

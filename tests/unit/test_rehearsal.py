@@ -70,6 +70,20 @@ def test_the_largest_bucket_and_the_longest_captions_are_tried(tmp_path: Path, m
     assert "(128 x 128 px, batch of 2)" in verdict(events).text
 
 
+def test_a_large_step_is_gone_through_twice_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """So that what is kept from one step to the next shows; a run's own steps are as they would be."""
+    real, seen = DiffusionLoss.__call__, []
+    monkeypatch.setattr(DiffusionLoss, "__call__", lambda self, batch: seen.append(batch) or real(self, batch))
+    run_all(options(tmp_path, "small", train__steps=1))
+    assert len(seen) == 2, "tried and done"
+    once = load_file(tmp_path / "small/lora/lora.safetensors")
+    monkeypatch.setattr(rehearsal, "_LARGE", 1)
+    run_all(options(tmp_path, "large", train__steps=1))
+    assert len(seen) == 2 + 3
+    twice = load_file(tmp_path / "large/lora/lora.safetensors")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
 def test_what_the_optimizer_will_keep_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     foreseen: list[int] = []
