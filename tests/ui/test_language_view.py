@@ -61,6 +61,7 @@ def test_a_model_is_fetched_trained_upon_and_asked(address: str, tab: Any, tmp_p
     tab.click("#lt_language_advanced > button")
     tab.click("#lt_language_fold_train > button")
     tab.fill(field("language_train_learning_rate"), "0.01")
+    tab.fill(field("language_train_seed"), "11")
     tab.evaluate(SHORT)
     tab.wait_for_selector("#lt_language_plan .lt-told:has-text('12 samples')")
     tab.wait_for_selector("#lt_language_plan .lt-told:has-text('12 steps')")
