@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ def quantised(kind: Literal["8bit", "4bit"], device: torch.device, dtype: torch.
         raise PlainError(why_not)
     from transformers import BitsAndBytesConfig
 
+    if kind == "8bit":
+        _tell_once(logging.getLogger("bitsandbytes.autograd._functions"))
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
         if kind == "8bit"
@@ -26,6 +29,25 @@ def quantised(kind: Literal["8bit", "4bit"], device: torch.device, dtype: torch.
         )
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+class _Once(logging.Filter):
+    """Lets each sentence of a logger through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        new = record.getMessage() not in self._told
+        self._told.add(record.getMessage())
+        return new
+
+
+def _tell_once(logger: logging.Logger) -> None:
+    """bitsandbytes tells of each product of each layer that it computes it in float16."""
+    if not any(isinstance(each, _Once) for each in logger.filters):
+        logger.addFilter(_Once())
 
 
 def why_not_quantised(kind: str, device: torch.device) -> str:
