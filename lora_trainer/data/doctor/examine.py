@@ -76,7 +76,8 @@ class Report:
         if not news:
             return None
         told = ", ".join(f"{KINDS[finding.kind].title}: {len(finding.acted_on or finding.images)}" for finding in news)
-        return f'Check of the images: {told}. More: python -m lora_trainer check "{self.scan.folder}".'
+        more = f'python -m lora_trainer check "{self.scan.folder}"'
+        return f"Check of the images: {told}. More: the page's view Data set, or {more}."
 
     def _lines(self) -> Iterator[str]:
         items = self.scan.items
