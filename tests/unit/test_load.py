@@ -129,7 +129,7 @@ def test_all_faults_come_at_once() -> None:
          "is nan, but a finite number is wanted"),
         ({"learning_rate": 10**400}, "learning_rate (train.learning_rate)", "too large for any setting"),
         ({"data": {"flip": 1}}, "data.flip", "is 1; write true or false"),
-        ({"data": {"cache": "ram"}}, "data.cache", "is 'ram', which is none of memory, disk, none"),
+        ({"data": {"cache": "ram"}}, "data.cache", "is 'ram', which is none of auto, memory, disk, none"),
         ({"mixed_precision": "fp61"}, "mixed_precision (train.mixed_precision)", "did you mean fp16?"),
         ({"output_name": 12}, "output_name (output.name)", "is 12, but text is wanted; put it in quotes"),
         ({"train_data_dir": "a\0b"}, "train_data_dir (data.folder)", "zero character"),
