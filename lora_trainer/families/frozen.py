@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lora_trainer.families.frozen_convolution import convolution, suits
-from lora_trainer.families.frozen_product import PACKED_AHEAD, Layer, direct_works
+from lora_trainer.families.frozen_product import PACKED_AHEAD, Layer
 
 
 @dataclass
@@ -53,6 +53,14 @@ class Hastened:
             layer.ahead = layer.back = None
         return held
 
+    def end(self) -> None:
+        """Give the layers their own forward back: a module and a forward that knows it would keep each other, and the
+        weights, in memory until Python looks for such circles."""
+        self.let_go()
+        for layer in self.layers:
+            vars(layer.module).pop("forward", None)
+        self.layers.clear()
+
 
 def hasten(part: nn.Module) -> Hastened:
     """Let frozen float32 and bfloat16 layers of `part` be computed where their weights lie, where that is faster.
@@ -60,16 +68,15 @@ def hasten(part: nn.Module) -> Hastened:
     For a CPU. The results agree with torch's own within rounding and are the same in each run. The decision falls anew
     for each size; a layer whose weight is trained stays torch's. No weight is copied but by `Hastened.pack`.
     """
-    direct = direct_works()
     layers: list[Layer] = []
     for module in part.modules():
         if not _plain(module):
             continue
         if isinstance(module, nn.Conv2d) and suits(module):
-            layer = Layer(module, direct)
+            layer = Layer(module)
             cast(Any, module).forward = convolution(layer)
         elif isinstance(module, nn.Linear):
-            layer = Layer(module, direct)
+            layer = Layer(module)
             cast(Any, module).forward = layer.linear
         else:
             continue

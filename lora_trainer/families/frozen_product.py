@@ -11,6 +11,7 @@ Shape letters: L rows, K channels in, O channels out.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,18 +33,20 @@ PACKED_WEIGHTS = 2**16  # of fewer the call itself is the work
 class Layer:
     """A frozen layer whose forward is ours: a linear one, or a convolution as one."""
 
-    def __init__(self, module: nn.Linear | nn.Conv2d, direct: bool) -> None:
+    def __init__(self, module: nn.Linear | nn.Conv2d) -> None:
         self.module = module
-        self.direct = direct  # whether `product` may ask oneDNN
+        self.direct = direct_works(module.weight.dtype)  # whether `product` may ask oneDNN
         self.rows = 0  # L at the last call
         self.ahead: Tensor | None = None  # a packed copy of the weight for the forward pass
         self.back: Tensor | None = None  # and one of the turned weight, (K, O), for the backward pass
 
     @property
     def frozen(self) -> bool:
-        """Whether nothing of the base layer is trained, so that only the input has a gradient."""
+        """Whether nothing of the base layer is trained, so that only the input has a gradient, and it can be read here:
+        where a host has its model back for a moment, the weight that comes again may lie otherwise."""
         weight, bias = self.module.weight, self.module.bias
-        return not weight.requires_grad and (bias is None or not bias.requires_grad)
+        readable = weight.dtype in PACKED_ROWS and weight.is_contiguous()
+        return readable and not weight.requires_grad and (bias is None or not bias.requires_grad)
 
     @property
     def bytes(self) -> int:
@@ -121,12 +124,15 @@ def _direct(rows: int, weight: Tensor) -> bool:
     return rows in DIRECT_ROWS and weight.numel() >= DIRECT_WEIGHTS and weight.dtype == torch.float32
 
 
-def direct_works() -> bool:
+@lru_cache(maxsize=4)
+def direct_works(dtype: torch.dtype) -> bool:
     """Whether torch has oneDNN's product and packing under the names that torch.compile uses, and they are right.
 
-    The names are not among torch's promises; without them everything goes the plain way.
+    The names are not among torch's promises, and bfloat16 is not every processor's; without them everything goes the
+    plain way. Whole numbers as small as these are the same in each dtype.
     """
-    rows, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    rows, weight, bias = (torch.arange(n, dtype=dtype) for n in (6, 12, 4))
+    rows, weight = rows.view(2, 3), weight.view(4, 3)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(rows))
         made = [_direct_product(rows, each, bias) for each in (weight, packed)]

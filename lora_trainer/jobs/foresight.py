@@ -83,22 +83,30 @@ class Foresight:
             last, counted = self._known.get(shape_of(plan)), self._counted.get(_model_of(plan))
         if last is not None:
             return _as_measured(plan, last)
-        return _judged(plan, counted) if counted else None
+        return _judged(plan, counted) if counted and _countable(plan) else None
 
     def foresee(self, plan: Plan) -> Foreseen | None:
         """The same, counted if need be; None on devices of which nothing is known before they have tried it."""
         found = self.known(plan)
-        if found or plan.device.type not in ("cpu", "cuda"):
+        if found or not _countable(plan):
             return found
-        from lora_trainer.families.thrift import attention_keeps_scores
         from lora_trainer.jobs.counting import count
 
-        counted = count(plan, keeps_scores=attention_keeps_scores(plan.device, plan.dtype))
+        counted = count(plan, keeps_scores=False)
         with self._lock:
             self._counted[_model_of(plan)] = counted
             while len(self._counted) > _COUNTED:
                 del self._counted[next(iter(self._counted))]
         return _judged(plan, counted)
+
+
+def _countable(plan: Plan) -> bool:
+    """Whether a step grows with its pixels: where the attention keeps a score for each pair of them it does not."""
+    from lora_trainer.families.thrift import attention_keeps_scores
+
+    if plan.device.type not in ("cpu", "cuda") or plan.config.train.attention_slicing == "yes":
+        return False
+    return not attention_keeps_scores(plan.device, plan.dtype)
 
 
 def _model_of(plan: Plan) -> str:

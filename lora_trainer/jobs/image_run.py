@@ -49,6 +49,8 @@ class ImageRun:
         borrowed.callback(self.control.forget_base)
         if base is None or not (yield from self._add_unet(base)):
             return None
+        if self.hastened:
+            borrowed.callback(self.hastened.end)
         if not (yield from self._draw_pictures(base)):
             return None
         options = replace(plan.config.network, alpha=plan.alpha)

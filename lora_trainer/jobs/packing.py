@@ -28,7 +28,7 @@ def packing_choice(
 ) -> list[Choice]:
     """What a plan says of them: nothing where they would not help, or the weights are not the run's own."""
     ours = lent.owned and config.model.quantize == "none" and device.type == "cpu" and not config.train.compile
-    if not ours or steps < PAY_AFTER or not direct_works():
+    if not ours or steps < PAY_AFTER or not direct_works(dtype):
         return []
     names = UnetNames.of_ldm(key.removeprefix(UNET_PREFIX) for key in lent.header if key.startswith(UNET_PREFIX))
     narrowest = resolution // 8 >> (len(names.attention) - 1)  # 8 pixels a latent, halved at each level
@@ -81,11 +81,10 @@ class Copies:
         try:
             size = self.hastened.pack(count)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
             self.hastened.let_go()
             let_go(torch.device("cpu"), error)
-            yield Told("There was no room for packed copies of frozen weights; steps take longer than with them.")
+            why = "there was no room" if is_out_of_memory(error) else f"{error}".splitlines()[0]
+            yield Told(f"No packed copies of frozen weights are kept ({why}); steps take longer than with them.")
             return
         yield Told(
             f"Packed copies of {self.hastened.packed} frozen weights take {in_gigabytes(size)}{of_what}: steps on this "

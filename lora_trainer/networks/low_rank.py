@@ -62,8 +62,10 @@ class LowRank(Adapter):
         if weight == 0:
             return result
         x = self.dropped(widened(x))
-        onto = _in_rows(result, self.window)
+        onto = _in_rows(result, x, self.window)
         if onto is None or self.acting.drops_modules:
+            return self.added(result, self.delta(x))
+        if x.dtype != result.dtype and not autocasting(x.device.type):
             return self.added(result, self.delta(x))
         narrow = functional.linear(x if self.window is None else x.permute(0, 2, 3, 1), self.lora_down.flatten(1))
         if narrow.dtype != result.dtype:
@@ -93,14 +95,15 @@ class LowRank(Adapter):
         return functional.linear(narrow, up) if self.window is None else functional.conv2d(narrow, up)
 
 
-def _in_rows(result: Tensor, window: tuple[int, int] | None) -> Tensor | None:
+def _in_rows(result: Tensor, x: Tensor, window: tuple[int, int] | None) -> Tensor | None:
     """The layer's output with its channels last, as products with them want it; None where that would be a copy.
 
     A window of one pixel is a product for each pixel, and on a CPU several times as slow as a convolution.
     """
     if window is None:
         return result
-    turned = result.permute(0, 2, 3, 1) if window == (1, 1) and result.device.type == "cpu" else None
+    a_pixel = window == (1, 1) and result.shape[2:] == x.shape[2:] and result.device.type == "cpu"
+    turned = result.permute(0, 2, 3, 1) if a_pixel else None
     return turned if turned is not None and turned.is_contiguous() else None
 
 

@@ -11,13 +11,18 @@ from lora_trainer.contracts import PlainError
 
 
 def cached_folder(repository: str, names: Iterable[str]) -> Path | None:
-    """The folder of the hub's cache that holds one of these files of a repository; None where none is here.
+    """The folder of the hub's cache that holds one of these files of a repository; None where none is here, and for
+    what is no repository's name.
 
     Not `snapshot_download(local_files_only=True)`: for newer releases a folder lacks what was never to be fetched.
     """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
 
-    found = (try_to_load_from_cache(repository, name) for name in names)
+    try:
+        found = [try_to_load_from_cache(repository, name) for name in names]
+    except HFValidationError:
+        return None
     return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 

@@ -142,6 +142,8 @@ def test_the_verdict_takes_the_first_way_that_fits(tmp_path: Path, monkeypatch: 
     unknown = seen.foresee(plan)
     assert unknown is not None
     assert (unknown.fits, unknown.free, unknown.ways) == (None, None, ())
+    sliced = planned(tmp_path, **large, train__attention_slicing="yes")
+    assert seen.foresee(sliced) is None, "attention in slices keeps its scores, of which a line knows nothing"
 
 
 def sizes_of(plan: Plan) -> list[tuple[str, int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from lora_trainer.contracts import Event, Finished, Network, Stepped, Told
 from lora_trainer.families import frozen_product
 from lora_trainer.families.frozen import Hastened, hasten
-from lora_trainer.families.frozen_product import DIRECT_WEIGHTS
+from lora_trainer.families.frozen_product import DIRECT_WEIGHTS, direct_works
 from lora_trainer.hosts.standalone import Standalone
 from lora_trainer.jobs import packing
 from lora_trainer.jobs.checkpoints import newest_state
@@ -83,6 +85,8 @@ def test_trained_linear_layers_stay_torchs() -> None:
 def test_packed_copies_give_the_same_and_are_what_is_read(
     build: Callable[[], nn.Module], size: Size, dtype: torch.dtype
 ) -> None:
+    if not direct_works(dtype):
+        pytest.skip("this processor has no oneDNN product of that kind")
     module = layer(build, dtype)
     x = random(*size).to(dtype)
     expected = both_ways(module, x)
@@ -114,7 +118,52 @@ def test_with_more_rows_than_they_are_for_copies_are_left_alone() -> None:
     same(both_ways(module, many), both_ways(layer(LINEAR[0]), many))
 
 
-def test_without_onednns_names_everything_goes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """What works is asked once for each dtype; here before and after a test."""
+    direct_works.cache_clear()
+    yield
+    direct_works.cache_clear()
+
+
+def test_a_processor_without_bfloat16_has_its_layers_the_plain_way(
+    asked_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = frozen_product._direct_product
+
+    def without(rows: Tensor, *more: Any) -> Tensor:
+        if rows.dtype == torch.bfloat16:
+            raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
+        return real(rows, *more)
+
+    monkeypatch.setattr(frozen_product, "_direct_product", without)
+    build, size = LINEAR
+    for dtype in (torch.bfloat16, torch.float32):
+        module, x = layer(build, dtype), random(*size).to(dtype)
+        expected = both_ways(module, x)
+        hastened = hasten(module)
+        same(both_ways(module, x), expected, dtype)
+        assert (hastened.worth_packing() == []) == (dtype == torch.bfloat16)
+
+
+def test_at_the_end_no_circle_keeps_the_weights() -> None:
+    module = layer(LINEAR[0])
+    hastened = hasten(module)
+    module(random(8, 640))
+    hastened.pack(1)
+    weight = weakref.ref(module.weight)
+    gc.disable()
+    try:
+        hastened.end()
+        del module
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+def test_without_onednns_names_everything_goes_the_plain_way(
+    asked_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(*_: Any) -> Tensor:
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
 

@@ -79,6 +79,13 @@ def test_a_download_that_was_broken_off_is_not_taken_for_a_model(tmp_path: Path,
     assert place._whole(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["models/my--model", "models/a..b", "models/name.git", f"models/{'a' * 97}"])
+def test_a_path_that_is_not_there_is_told_whatever_it_looks_like(name: str):
+    """The hub's own check of a repository's name refuses these by an exception."""
+    with pytest.raises(PlainError, match=f"There is no folder {name}"):
+        place.place_of(name, ())
+
+
 def test_only_what_is_read_is_fetched():
     # The listing of openai-community/gpt2, in part.
     listing = ["64-8bits.tflite", "README.md", "config.json", "flax_model.msgpack", "generation_config.json",

@@ -100,6 +100,18 @@ def test_a_half_precision_base_keeps_float32_weights_on_top(dtype: torch.dtype, 
     assert grad.any()
 
 
+def test_a_convolution_that_leaves_pixels_out_keeps_its_size() -> None:
+    part = Part()
+    part.resnets[0].conv1 = torch.nn.Conv2d(8, 8, 1, stride=2).to(memory_format=torch.channels_last)
+    network_on(part)
+    x = pictures().movedim(-1, 1).contiguous(memory_format=torch.channels_last)
+    layer = part.resnets[0].conv1
+    plain = layer.base_layer(x)
+    down = torch.nn.functional.conv2d(x, layer.lora_down, stride=2)
+    expected = plain + torch.nn.functional.conv2d(down, layer.lora_up) * layer.scale
+    torch.testing.assert_close(layer(x), expected)
+
+
 def test_autocast_of_float32_layers_computes_in_its_own_precision() -> None:
     part = Part()
     network_on(part)
