@@ -113,6 +113,8 @@
 
     // --- which fields are offered ------------------------------------------------------------------------------------
 
+    let planned = ""; // the settings of the plan that is shown
+    const settingsOf = ({ form, strength }) => JSON.stringify([form, strength]);
     let unoffered = []; // ids of fields that mean nothing on the base of the last plan
     let folded = {}; // what fields held at the last answer; newer gradio takes those in closed folds out of the page
 
@@ -201,7 +203,10 @@
         const act = {
             empty: () => drawPlan(nothingYet()),
             plan: () => drawPlan(plan(answer)),
-            memory: () => drawMemory(answer.memory),
+            memory: () => {
+                if (settingsOf(answer.of) === planned) drawMemory(answer.memory);
+                else if (planned) press("memory"); // counted for settings that the shown plan is not of any more
+            },
             faults: () => drawPlan(faults(answer.faults)),
             refused: () => lt.notice(answer.faults.map((one) => one.text).join(" "), "bad"),
             started: () => lt.watch && lt.watch(answer.id),
@@ -210,6 +215,7 @@
             yaml: () => download(answer.text),
             opened: () => lt.notice(t("Opened: {folder}", { folder: answer.folder })),
         }[answer.kind];
+        if (["plan", "empty", "faults"].includes(answer.kind)) planned = answer.kind === "plan" ? settingsOf(answer) : "";
         if (act) act();
         if (answer.kind === "memory") return;
         if (answer.kind === "plan") {

@@ -18,7 +18,7 @@ from lora_trainer.data.caption_sources import TABLES
 from lora_trainer.data.workshop.opened import Workshop
 from lora_trainer.jobs.captioning import Plan, caption_folder, captioner_for, plan_captions
 from lora_trainer.jobs.data_sets import DataSets
-from lora_trainer.jobs.limits import check_allowed, paths_for
+from lora_trainer.jobs.limits import check_allowed, check_fetching, paths_for
 from lora_trainer.jobs.tasks import Chore
 
 DEMO = "demo"  # the embedded captioner, which knows the drawn scenes of the demo and nothing else
@@ -84,6 +84,8 @@ def _check_paths(config: CaptionConfig, host: Host, *, by_page: bool, opened: bo
         named.append(("tags", config.tags[0]))  # a file with tags, then
     for what, path in named:
         check_allowed(path, paths, what)
+    if config.download and model not in (*KNOWN, *HOSTED, DEMO) and not Path(model).expanduser().exists():
+        check_fetching(paths, "download")  # those that are known are few, and of known sizes
 
 
 def _in_step(config: CaptionConfig, host: Host, control: Control, workshop: Workshop) -> Iterator[Event]:

@@ -110,11 +110,11 @@ def caption_folder(
         yield Finished("done", 0, None, "Every image has a caption already; nothing was changed.")
         return
     _check_writable(plan.target.parent if plan.target else plan.scan.folder)
-    control = HostControl(control, host)
     yield from _fetched(config, host, control)
     if control.stopped():
         yield Finished("stopped", 0, None, "Stopped while the captioner was fetched; what has come is kept.")
         return
+    control = HostControl(control, host)
     captioner = captioner_for(config, host)
     files = shelf(plan) if shelf else _files(plan)
     counts = _Counts()

@@ -8,7 +8,6 @@ from typing import Any
 
 from lora_trainer.contracts import Control, Event, Finished, Host, HostPaths, PlainError, Prepared, Told
 from lora_trainer.families.language.place import needed, to_fetch
-from lora_trainer.jobs.host_control import HostControl
 from lora_trainer.jobs.limits import check_fetching, paths_for
 from lora_trainer.jobs.tasks import Chore
 from lora_trainer.weights.fetching import fetch
@@ -17,7 +16,10 @@ from lora_trainer.weights.fetching import fetch
 def fetched(
     repository: str, wanted: Callable[[Sequence[str]], Sequence[str]], what: str, control: Control
 ) -> Iterator[Event]:  # fmt: skip
-    """Fetch the files of a repository that are `wanted`, until a stop is ordered. Raises PlainError."""
+    """Fetch the files of a repository that are `wanted`, until a stop is ordered. Raises PlainError.
+
+    `control` is the page's or command's own: a host's Interrupt belongs to what is shown in the host, as this is not.
+    """
     yield Told(f"Fetching {repository}.")
     for here, whole in fetch(repository, wanted):
         yield Prepared(what, math.ceil(here / 1e6), math.ceil(whole / 1e6), "MB")
@@ -28,8 +30,11 @@ def fetched(
 def language_model_fetched(base: str, paths: HostPaths, control: Control) -> Iterator[Event]:
     """Fetch a language model that is named as on the hub and is not here; nothing where it is. Raises PlainError."""
     repository = to_fetch(base, paths.checkpoints)
-    if repository:
-        yield from fetched(repository, needed, "language model", control)
+    if not repository:
+        return
+    yield from fetched(repository, needed, "language model", control)
+    if not control.stopped() and to_fetch(base, paths.checkpoints):
+        raise PlainError(f"{base} was fetched, but not all of it is here; fetch it again, or look at it on the hub.")
 
 
 def fetching_chore(raw: Mapping[str, Any], host: Host, *, by_page: bool = False) -> Chore:
@@ -48,7 +53,6 @@ def fetching_chore(raw: Mapping[str, Any], host: Host, *, by_page: bool = False)
 
 
 def _course(base: str, host: Host, control: Control) -> Iterator[Event]:
-    control = HostControl(control, host)
     done = 0
     for event in language_model_fetched(base, host.paths(), control):
         host.report(event)

@@ -47,11 +47,10 @@ def run(config: RunConfig, *, host: Host, control: Control, resume: bool = False
     is closed or fails.
     """
     if config.task == TEXT and config.model.download:
-        waiting = HostControl(control, host)
-        for event in language_model_fetched(config.model.base, host.paths(), waiting):
+        for event in language_model_fetched(config.model.base, host.paths(), control):
             host.report(event)
             yield event
-        if waiting.stopped():
+        if control.stopped():
             yield _NOTHING_DONE
             return
     processes = _processes(host)

@@ -305,6 +305,11 @@ def test_a_slider_of_two_prompts_needs_no_folder(tmp_path: Path) -> None:
     asked = {"model.base": "demo", "slider.positive": "a house at night", "slider.negative": "a house by day"}
     told = answers.planned(registry, asked)
     assert (told["kind"], told.get("drawn"), told.get("captioned")) == ("plan", True, None), told
+    counted = answers.memory(registry, asked)
+    assert counted["of"] == {"form": told["form"], "strength": told["strength"]}, "the page compares them"
+    assert counted["memory"]["step"] > 0
+    refused = answers.memory(registry, asked | {"network.rank": 0})
+    assert (refused["kind"], refused["memory"]) == ("memory", None), "the plan tells what is wrong"
     assert answers.planned(registry, {"model.base": "demo"})["kind"] == "empty"
     refused = answers.planned(registry, asked | {"slider.negative": ""} | {"data.trigger": "ohwx"})
     assert "only its weight" in refused["faults"][0]["text"]

@@ -45,6 +45,7 @@ def test_a_model_is_fetched_trained_upon_and_asked(address: str, tab: Any, tmp_p
     goto(tab, address)
     tab.click("#lt_views >> text=Language model")
     tab.wait_for_selector("#lt_language_plan .lt-hint")
+    tab.evaluate(SHORT)
 
     tab.fill(field("language_model_base"), NAME)
     tab.click("#lt_language_plan >> text=Fetch it from the hub")
@@ -62,7 +63,6 @@ def test_a_model_is_fetched_trained_upon_and_asked(address: str, tab: Any, tmp_p
     tab.click("#lt_language_fold_train > button")
     tab.fill(field("language_train_learning_rate"), "0.01")
     tab.fill(field("language_train_seed"), "11")
-    tab.evaluate(SHORT)
     tab.wait_for_selector("#lt_language_plan .lt-told:has-text('12 samples')")
     tab.wait_for_selector("#lt_language_plan .lt-told:has-text('12 steps')")
     assert tab.inner_text("#lt_language_plan .lt-base strong") == NAME

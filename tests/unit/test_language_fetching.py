@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 
 from lora_trainer.config.load import ConfigError, load
@@ -22,6 +25,7 @@ from lora_trainer.jobs.limits import load_allowed
 from lora_trainer.jobs.registry import Registry
 from lora_trainer.jobs.run import Controls, run
 from lora_trainer.jobs.tasks import Chore
+from lora_trainer.weights import fetching
 from tests.builders.hub import served
 from tests.builders.language import write_model, write_pairs
 
@@ -74,8 +78,10 @@ def test_a_download_that_was_broken_off_is_not_taken_for_a_model(tmp_path: Path,
     if index:
         weights = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(weights), encoding="utf-8")
-    assert place._whole(tmp_path) is not index
+    assert not place._whole(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").touch()
+    assert place._whole(tmp_path) is index, "without the list of its parts nobody knows"
+    (tmp_path / "model.safetensors").touch()
     assert place._whole(tmp_path)
 
 
@@ -94,6 +100,43 @@ def test_only_what_is_read_is_fetched():
     assert place.needed(listing) == ["config.json", "generation_config.json", "merges.txt", "model.safetensors",
                                      "tokenizer.json", "tokenizer_config.json", "vocab.json"]  # fmt: skip
     assert place.needed(["config.json", "pytorch_model.bin"]) == []
+    assert place.needed(["model_index.json", "v1-5-pruned.safetensors"]) == [], "no language model"
+    twice = ["config.json", "consolidated.safetensors", "model-00001-of-00001.safetensors"]
+    assert place.needed(twice) == ["config.json", "model-00001-of-00001.safetensors"]
+
+
+def test_a_name_does_not_lead_out_of_the_hosts_folders(tmp_path: Path):
+    write_model(tmp_path / "secret")
+    (tmp_path / "models").mkdir()
+    assert place.place_of("secret", [tmp_path]) == tmp_path / "secret"
+    with pytest.raises(PlainError, match="There is no folder"):
+        place.place_of("../secret", [tmp_path / "models"])
+
+
+def test_what_is_given_up_is_not_fetched_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The file under way arrives, and none after it."""
+    asked, hold = list[str](), threading.Event()
+
+    def download(repository: str, file: str) -> str:
+        asked.append(file)
+        hold.wait(10)
+        return str(tmp_path / file)
+
+    listing = [SimpleNamespace(rfilename=name, size=size) for name, size in
+               (("model.safetensors", 9), ("config.json", 1), ("tokenizer.json", 2))]  # fmt: skip
+    told = SimpleNamespace(siblings=listing)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: told)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    course = fetching.fetch(NAME, place.needed)
+    next(course)
+    course.close()
+    hold.set()
+    for thread in threading.enumerate():
+        if thread.name == f"fetching {NAME}":
+            thread.join(10)
+    assert asked == ["config.json"]
+    assert list(fetching.fetch(NAME, place.needed))[-1] == (12, 12)
+    assert asked[1:] == ["config.json", "tokenizer.json", "model.safetensors"]
 
 
 def test_nobody_from_afar_has_a_model_fetched(tmp_path: Path):

@@ -8,11 +8,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lora_trainer.contracts import PlainError
+from lora_trainer.families.language.recognise import INDEX, WEIGHTS
 from lora_trainer.weights.hub import cached_folder
 from lora_trainer.weights.json_file import read_json
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
+_WANTED = [WEIGHTS, "model-*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 
 def place_of(base: str, folders: Sequence[Path]) -> Path:
@@ -41,17 +42,22 @@ def to_fetch(base: str, folders: Sequence[Path]) -> str:
 def needed(names: Sequence[str]) -> list[str]:
     """Of the files of a model on the hub those that are read here: settings, tokenizer, weights as safetensors.
 
-    None where it has no such weights. Folders within it hold other forms of the same model.
+    None where it has no such weights, or no settings of a language model. Folders within it hold other forms of the
+    same model.
     """
     wanted = [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in _WANTED)]
-    return wanted if any(name.endswith(".safetensors") for name in wanted) else []
+    return wanted if "config.json" in wanted and any(name.endswith(".safetensors") for name in wanted) else []
 
 
 def _here(base: str, folders: Sequence[Path]) -> Path | None:
     given = Path(base).expanduser()
-    for place in (given, *(folder / base for folder in folders)):
-        if place.exists():
-            return place
+    inside = () if ".." in given.parts else folders  # a name does not lead out of the host's folders
+    for place in (given, *(folder / base for folder in inside)):
+        try:
+            if place.exists():
+                return place
+        except OSError:  # longer than a file system takes
+            continue
     return _cached(base) if _REPOSITORY.fullmatch(base) else None
 
 
@@ -63,6 +69,6 @@ def _cached(repository: str) -> Path | None:
 
 def _whole(folder: Path) -> bool:
     """Whether no weights are lacking: a download that was broken off leaves a folder too."""
-    lists = list(folder.glob("*.safetensors.index.json"))
-    files = {name for one in lists for name in read_json(one).get("weight_map", {}).values()}
-    return all((folder / name).is_file() for name in files) if files else any(folder.glob("*.safetensors"))
+    index = folder / INDEX
+    files = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {WEIGHTS}
+    return all((folder / name).is_file() for name in files)

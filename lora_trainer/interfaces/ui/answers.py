@@ -122,11 +122,18 @@ def told(registry: Registry, plan: Plan) -> Answer:
 
 
 def memory(registry: Registry, values: Mapping[str, Any]) -> Answer:
-    """What memory the run will take, counted if need be; null where that cannot be told. Of a sweep its first run's."""
+    """What memory the run will take, counted if need be; null where that cannot be told. Of a sweep its first run's.
+
+    "of" says of which settings it is: the plan that stands there by then may be of others.
+    """
     raw, strength = asked(values, lent=lends(registry.host)), values.get("strength")
-    first = next((variant.raw for variant in variants(raw)), raw)
-    plan, _ = with_strength(registry, first, strength)
-    return {"kind": "memory", "memory": _foreseen(registry.memory(plan, count=True))}
+    of = {"kind": "memory", "of": {"form": raw, "strength": strength}}
+    try:
+        first = next((variant.raw for variant in variants(raw)), raw)
+        plan, _ = with_strength(registry, first, strength)
+        return of | {"memory": _foreseen(registry.memory(plan, count=True))}
+    except PlainError:  # which the plan of the same settings tells
+        return of | {"memory": None}
 
 
 def _foreseen(found: Foreseen | None) -> Answer | None:
