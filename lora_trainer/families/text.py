@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,9 +20,6 @@ from torch import nn
 from lora_trainer.contracts import LdmPlace, PlainError, TensorInfo, TextStates
 from lora_trainer.families.lending import Loan, View
 from lora_trainer.families.tokenizer import Layout
-
-if TYPE_CHECKING:
-    pass
 
 HEAD_WIDTH = 64  # of every CLIP text tower in use: L (768/12), H (1024/16), bigG (1280/20)
 _LEVEL = "text_model."

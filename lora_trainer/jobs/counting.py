@@ -52,8 +52,8 @@ class Counted(NamedTuple):
     scratch: int  # a kernel's own copy of the largest weight, on a CPU
 
 
-def count(plan: Plan, *, keeps_scores: bool) -> Counted:
-    """Go through one step of the plan's model on one small picture; `keeps_scores` as in `families.thrift`."""
+def count(plan: Plan) -> Counted:
+    """Go through one step of the plan's model on small pictures; for attention that keeps no scores (`foresight`)."""
     base = _hollow(plan)
     # Without what needs values: the base's own directions to begin with, and chance.
     options = replace(
@@ -64,7 +64,7 @@ def count(plan: Plan, *, keeps_scores: bool) -> Counted:
     loss = DiffusionLoss(base, plan.seed, plan.clip_skip, 0.0, 0.0, network=network)
     found: list[tuple[int, int]] = []
     for sides in (_SMALL, _LARGE):
-        tally = _Tally(size, plan.device.type == "cuda", keeps_scores, _storages(base))
+        tally = _Tally(size, plan.device.type == "cuda", _storages(base))
         with tally.listening(base.parts.values()), tally:
             loss(_batch(base, plan, sides))
         found.append((tally.whole(), tally.checkpointed()))
@@ -118,7 +118,6 @@ class _Tally(TorchFunctionMode):
 
     half: int  # bytes of a number in the base's precision
     autocast: bool  # to that precision as on CUDA, where norms are in float32
-    scores: bool
     _weights: set[int]
     _saved: dict[tuple[int, bool], tuple[int, int]] = field(default_factory=dict[tuple[int, bool], tuple[int, int]])
     _alive: list[Tensor] = field(default_factory=list[Tensor])  # so that no address is given twice
@@ -137,7 +136,7 @@ class _Tally(TorchFunctionMode):
             args = (args[0], 0.0, *args[2:])  # older transformers' mask, filled with a number that has no value here
         outside = self._full, self._within
         self._full = self.autocast and function in _FULL
-        self._within = function is functional.scaled_dot_product_attention and not self.scores
+        self._within = function is functional.scaled_dot_product_attention
         try:
             out = function(*args, **kwargs)
             if self._within:

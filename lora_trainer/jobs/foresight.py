@@ -92,7 +92,7 @@ class Foresight:
             return found
         from lora_trainer.jobs.counting import count
 
-        counted = count(plan, keeps_scores=False)
+        counted = count(plan)
         with self._lock:
             self._counted[_model_of(plan)] = counted
             while len(self._counted) > _COUNTED:
